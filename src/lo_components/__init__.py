@@ -1,0 +1,28 @@
+"""Learned optimizers out of small typed parts."""
+
+from . import accumulators as accumulators
+from . import data as data
+from . import estimators as estimators
+from . import features as features
+from . import heads as heads
+from . import interop as interop
+from . import meta as meta
+from . import nn as nn
+from . import optimizers as optimizers
+from . import parametrization as parametrization
+from . import recipes as recipes
+from . import steps as steps
+from . import tasks as tasks
+from . import unroll as unroll
+from .accumulators import AbstractAccumulator as AbstractAccumulator
+from .estimators import AbstractEstimator as AbstractEstimator
+from .features import AbstractFeature as AbstractFeature
+from .heads import AbstractHead as AbstractHead
+from .optimizers import AbstractOptimizer as AbstractOptimizer
+from .optimizers import LearnedOptimizer as LearnedOptimizer
+from .optimizers import as_optax as as_optax
+from .parametrization import AbstractParametrization as AbstractParametrization
+from .steps import AbstractStepRule as AbstractStepRule
+from .tasks import AbstractTask as AbstractTask
+
+__version__ = "0.1.0"

@@ -1,0 +1,111 @@
+from collections.abc import Sequence
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._base import AbstractAccumulator, AbstractStatistic
+from ._decays import Decays
+
+
+def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The axes `(d1, d0)` of the second largest and the largest size; of equal sizes the later axis counts as larger.
+
+    `None` below rank 2, where there is nothing to factor.
+    """
+    if len(shape) < 2:
+        return None
+    order = np.argsort(shape, kind="stable")
+    return int(order[-2]), int(order[-1])
+
+
+def safe_rsqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    r"""$1/\sqrt{\max(x, 10^{-9})}$."""
+    return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
+
+
+class FactoredState(eqx.Module):
+    """Averages of the squared gradient over the largest axis (`row`) and over the second largest (`col`).
+
+    Both keep the averaged axis with size 1. Below rank 2, `row` is the full average of squares and `col` is `None`.
+    """
+
+    row: Float[Array, "c *row_shape"]
+    col: Float[Array, "c *col_shape"] | None
+
+
+class FactoredSecondMoment(AbstractStatistic):
+    r"""Row and column statistics $R$, $C$ of the squared gradient, and the factors that precondition with them.
+
+    From rank 2 on, `row` is $R$, `col` is $C$, and $g \cdot$ `row_factor` $\cdot$ `col_factor` is Adafactor's
+    preconditioned gradient. Below rank 2 (`diagonal`) both statistics are the full second moment $V$,
+    `row_factor` is $(V + 10^{-9})^{-1/2}$ and `col_factor` is 1.
+    """
+
+    row: Float[Array, "c *row_shape"]
+    col: Float[Array, "c *col_shape"]
+    row_factor: Float[Array, "c *row_shape"]
+    col_factor: Float[Array, "c *#col_shape"]
+    diagonal: bool = eqx.field(static=True)
+
+
+class FactoredSquares(AbstractAccumulator[FactoredState]):
+    r"""Adafactor's factored second moments, one pair of row and column statistics per decay rate.
+
+    With $q = g^2 + 10^{-30}$, $d_0$ the largest and $d_1$ the second largest axis, and $b$ clipped to $[0, 1]$:
+
+    $$R \leftarrow b R + (1 - b)\,\mathrm{mean}_{d_0}\, q, \qquad C \leftarrow b C + (1 - b)\,\mathrm{mean}_{d_1}\, q,$$
+
+    and the factors are $r = \max(R / (\mathrm{mean}_{d_1} R + 10^{-9}), 10^{-9})^{-1/2}$ and
+    $c = \max(C, 10^{-9})^{-1/2}$. There is no minimum size; other axes are kept. Below rank 2 the full second moment
+    is kept. Memory: $c\,(n/d_0 + n/d_1)$ floats for a tensor of $n$ elements, not $c\,n$.
+
+    ??? cite "Source"
+        Shazeer & Stern, *Adafactor* (arXiv 1804.04235), algorithm 4; constants of small_fc_lopt
+        (google/learned_optimization).
+    """
+
+    produces: ClassVar = FactoredSecondMoment
+    decays: Decays
+
+    def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):
+        """**Arguments:**
+
+        - `decays`: initial decay rates, in `[0, 1)`; one row and one column channel each.
+        - `learnable`: whether the decay rates are meta-parameters.
+        """
+        self.decays = Decays(decays, learnable=learnable)
+
+    def init(self, param: Float[Array, "*shape"]) -> FactoredState:
+        axes = factored_axes(param.shape)
+        count = len(self.decays)
+        if axes is None:
+            return FactoredState(jnp.zeros((count, *param.shape), jnp.float32), None)
+        d1, d0 = axes
+        row_shape = [1 if axis == d0 else n for axis, n in enumerate(param.shape)]
+        col_shape = [1 if axis == d1 else n for axis, n in enumerate(param.shape)]
+        return FactoredState(jnp.zeros((count, *row_shape), jnp.float32), jnp.zeros((count, *col_shape), jnp.float32))
+
+    def update(self, grad: Float[Array, "*shape"], state: FactoredState) -> FactoredState:
+        b = jnp.clip(self.decays(grad.ndim), 0.0, 1.0)
+        q = jnp.square(grad) + 1e-30
+        axes = factored_axes(grad.shape)
+        if axes is None or state.col is None:
+            return FactoredState(b * state.row + (1.0 - b) * q[None], None)
+        d1, d0 = axes
+        row = b * state.row + (1.0 - b) * jnp.mean(q, axis=d0, keepdims=True)[None]
+        col = b * state.col + (1.0 - b) * jnp.mean(q, axis=d1, keepdims=True)[None]
+        return FactoredState(row, col)
+
+    def read(self, state: FactoredState) -> FactoredSecondMoment:
+        if state.col is None:
+            factor = safe_rsqrt(state.row + 1e-9)
+            ones = jnp.ones((len(self.decays),) + (1,) * (state.row.ndim - 1), jnp.float32)
+            return FactoredSecondMoment(state.row, state.row, factor, ones, diagonal=True)
+        shape = tuple(max(r, c) for r, c in zip(state.row.shape[1:], state.col.shape[1:], strict=True))
+        d1, _ = factored_axes(shape)  # type: ignore[reportGeneralTypeIssues]
+        row_factor = safe_rsqrt(state.row / (jnp.mean(state.row, axis=1 + d1, keepdims=True) + 1e-9))
+        return FactoredSecondMoment(state.row, state.col, row_factor, safe_rsqrt(state.col), diagonal=False)

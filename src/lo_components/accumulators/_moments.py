@@ -1,0 +1,83 @@
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._base import AbstractAccumulator, AbstractStatistic
+from ._decays import Decays
+
+
+class FirstMoment(AbstractStatistic):
+    """Exponential moving averages of the gradient, one per decay rate."""
+
+    m: Float[Array, "c *shape"]
+
+
+class SecondMoment(AbstractStatistic):
+    """Exponential moving averages of the squared gradient, one per decay rate."""
+
+    v: Float[Array, "c *shape"]
+
+
+class Momentum(AbstractAccumulator[FirstMoment]):
+    r"""$m_i \leftarrow b_i m_i + (1 - b_i)\, g$ for every decay rate $b_i$, from zero, without bias correction.
+
+    Linear in the gradient: scaling every gradient by $s$ scales $m$ by $s$.
+
+    ??? cite "Source"
+        SM3-style multi-timescale momenta of Metz et al., *Tasks, stability, architecture, and compute*
+        (arXiv 2009.11243); as used by small_fc_lopt.
+    """
+
+    produces: ClassVar = FirstMoment
+    decays: Decays
+
+    def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):
+        """**Arguments:**
+
+        - `decays`: initial decay rates, in `[0, 1)`; one channel each.
+        - `learnable`: whether the decay rates are meta-parameters.
+        """
+        self.decays = Decays(decays, learnable=learnable)
+
+    def init(self, param: Float[Array, "*shape"]) -> FirstMoment:
+        return FirstMoment(jnp.zeros((len(self.decays), *param.shape), jnp.float32))
+
+    def update(self, grad: Float[Array, "*shape"], state: FirstMoment) -> FirstMoment:
+        b = self.decays(grad.ndim)
+        return FirstMoment(b * state.m + (1.0 - b) * grad[None])
+
+    def read(self, state: FirstMoment) -> FirstMoment:
+        return state
+
+
+class SquaredMomentum(AbstractAccumulator[SecondMoment]):
+    r"""$v_i \leftarrow b_i v_i + (1 - b_i)\, g^2$ with $b_i$ clipped to $[0, 1]$, from zero, without bias correction.
+
+    Quadratic in the gradient: scaling every gradient by $s$ scales $v$ by $s^2$.
+
+    ??? cite "Source"
+        As used by small_fc_lopt (google/learned_optimization, `AdafacMLPLOpt`).
+    """
+
+    produces: ClassVar = SecondMoment
+    decays: Decays
+
+    def __init__(self, decays: Sequence[float] = (0.999,), *, learnable: bool = False):
+        """**Arguments:**
+
+        - `decays`: initial decay rates, in `[0, 1)`; one channel each.
+        - `learnable`: whether the decay rates are meta-parameters.
+        """
+        self.decays = Decays(decays, learnable=learnable)
+
+    def init(self, param: Float[Array, "*shape"]) -> SecondMoment:
+        return SecondMoment(jnp.zeros((len(self.decays), *param.shape), jnp.float32))
+
+    def update(self, grad: Float[Array, "*shape"], state: SecondMoment) -> SecondMoment:
+        b = jnp.clip(self.decays(grad.ndim), 0.0, 1.0)
+        return SecondMoment(b * state.v + (1.0 - b) * jnp.square(grad)[None])
+
+    def read(self, state: SecondMoment) -> SecondMoment:
+        return state

@@ -1,0 +1,18 @@
+"""What a head sees of each parameter."""
+
+from ._base import AbstractFeature as AbstractFeature
+from ._base import Channels as Channels
+from ._base import TensorView as TensorView
+from ._combine import Concat as Concat
+from ._combine import RMSNormalized as RMSNormalized
+from ._factored import ColumnSquares as ColumnSquares
+from ._factored import FactoredGradient as FactoredGradient
+from ._factored import FactoredMomenta as FactoredMomenta
+from ._factored import RowSquares as RowSquares
+from ._moments import InverseRoot as InverseRoot
+from ._moments import Momenta as Momenta
+from ._moments import NormalizedMomenta as NormalizedMomenta
+from ._moments import Squares as Squares
+from ._raw import Gradient as Gradient
+from ._raw import Parameter as Parameter
+from ._time import TimeEmbedding as TimeEmbedding

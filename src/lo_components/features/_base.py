@@ -1,0 +1,114 @@
+import abc
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractVar
+from jaxtyping import Array, Float, Int
+
+from ..accumulators import AbstractStatistic
+
+StatT = TypeVar("StatT", bound=AbstractStatistic)
+
+
+class TensorView(eqx.Module):
+    """Everything features and step rules may know about one tensor at one step. All arrays are float32.
+
+    **Arguments:**
+
+    - `param`: the parameter before this step, `[*shape]` of rank 1 or more.
+    - `grad`: its gradient (for aggregators: the mean of the workers' deltas), `[*shape]`.
+    - `stats`: one statistic per accumulator, this step's gradient included; each array `[c, *#shape]`.
+    - `step`: steps taken before this one; the first step sees 0.
+    - `num_steps`: the length of training, where known.
+    - `loss`: this step's loss, where known.
+    - `deltas`: every worker's delta `[workers, *shape]` (new minus old), for aggregators.
+    """
+
+    param: Float[Array, "*shape"]
+    grad: Float[Array, "*shape"]
+    stats: tuple[AbstractStatistic, ...]
+    step: Int[Array, ""]
+    num_steps: Int[Array, ""] | None = None
+    loss: Float[Array, ""] | None = None
+    deltas: Float[Array, "workers *shape"] | None = None
+
+    def stat(self, kind: type[StatT]) -> StatT:
+        """The statistic of type `kind`; found while tracing, so it costs nothing at run time."""
+        for stat in self.stats:
+            if isinstance(stat, kind):
+                return stat
+        available = ", ".join(type(s).__name__ for s in self.stats) or "none"
+        raise ValueError(f"No accumulator produces `{kind.__name__}`; the statistics at hand are: {available}.")
+
+    def rows(self, start: Int[Array, ""], size: int) -> "TensorView":
+        """The view of rows `start : start + size` (first axis) of the tensor. Broadcast axes stay as they are."""
+        total = self.param.shape[0]
+
+        def take(x, axis: int):
+            if x is None or x.shape[axis] != total or total == 1:
+                return x
+            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+        return TensorView(
+            param=take(self.param, 0),
+            grad=take(self.grad, 0),
+            stats=jax.tree.map(lambda x: take(x, 1), self.stats),
+            step=self.step,
+            num_steps=self.num_steps,
+            loss=self.loss,
+            deltas=take(self.deltas, 1),
+        )
+
+
+class Channels(eqx.Module):
+    r"""A group of feature channels of one tensor, in their natural shape.
+
+    **Arguments:**
+
+    - `values`: `[c, *#shape]`. Axes along which a channel is constant have size 1: a row statistic is `[c, rows, 1]`,
+        a time embedding `[c, 1, 1]`. Whoever consumes the channels broadcasts; nothing is tiled.
+    - `mean_square`: `[c]`, where the channels are to be divided by their root mean square over the tensor; `None` where
+        not. The only thing that may depend on a reduction over the tensor: a head folds the division into its first
+        weights, and a tensor can be evaluated block by block with the mean squares of a first pass.
+    - `eps`: added to the mean square.
+    """
+
+    values: Float[Array, "c *#shape"]
+    mean_square: Float[Array, " c"] | None = None
+    eps: float = eqx.field(default=0.0, static=True)
+
+    @property
+    def scale(self) -> Float[Array, " c"] | None:
+        r"""The lazy factor $(\text{mean square} + \epsilon)^{-1/2}$ of each channel; `None` stands for 1."""
+        return None if self.mean_square is None else jax.lax.rsqrt(self.mean_square + self.eps)
+
+    def scaled(self) -> Float[Array, "c *#shape"]:
+        """The channels with their scale applied."""
+        if self.scale is None:
+            return self.values
+        return self.values * self.scale.reshape((-1,) + (1,) * (self.values.ndim - 1))
+
+
+class AbstractFeature(eqx.Module):
+    """Turns the view of one tensor into channels, pointwise over the tensor.
+
+    `size` is the number of channels in all; `requires` the types of the statistics it asks the view for.
+    """
+
+    size: AbstractVar[int]
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        """The statistics that `__call__` asks for."""
+        return frozenset()
+
+    @abc.abstractmethod
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        """The channels, as one or more groups; their numbers of channels add up to `size`."""
+
+
+def full_shape(channels: tuple[Channels, ...]) -> tuple[int, ...]:
+    """The shape that all `channels` broadcast to."""
+    return jnp.broadcast_shapes(*(c.values.shape[1:] for c in channels))

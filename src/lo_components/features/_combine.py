@@ -1,0 +1,66 @@
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..accumulators import AbstractStatistic
+from ._base import AbstractFeature, Channels, TensorView
+
+
+class Concat(AbstractFeature):
+    """The channels of several features, one after the other. The order is the order of the head's input weights."""
+
+    features: tuple[AbstractFeature, ...]
+
+    def __init__(self, *features: AbstractFeature):
+        """**Arguments:**
+
+        - `features`: the features, in order.
+        """
+        self.features = features
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sum(f.size for f in self.features)
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return frozenset().union(*(f.requires for f in self.features))
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return tuple(channels for feature in self.features for channels in feature(view))
+
+
+class RMSNormalized(AbstractFeature):
+    r"""Every channel $x$ of another feature, divided by its root mean square over the tensor:
+    $x\,(\epsilon + \mathrm{mean}(x^2))^{-1/2}$.
+
+    Invariant to the scale of the channel as long as its mean square is well above $\epsilon$; the normalizer is a lazy
+    scale, so no normalized copy of the channel is ever written. The mean of an empty tensor's channel counts as 0.
+    """
+
+    feature: AbstractFeature
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, feature: AbstractFeature, eps: float = 1e-5):
+        """**Arguments:**
+
+        - `feature`: whose channels to normalize.
+        - `eps`: added to the mean square.
+        """
+        self.feature = feature
+        self.eps = eps
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.feature.size
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return tuple(Channels(x, _mean_square(x), self.eps) for x in (c.scaled() for c in self.feature(view)))
+
+
+def _mean_square(x: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
+    return jnp.sum(x * x, axis=tuple(range(1, x.ndim))) / max(1, x[0].size)

@@ -1,0 +1,87 @@
+import equinox as eqx
+import jax
+
+from ..accumulators import AbstractStatistic, FirstMoment, SecondMoment
+from ._base import AbstractFeature, Channels, TensorView
+
+
+class Momenta(AbstractFeature):
+    """The first moments $m_i$, one channel per decay rate.
+
+    Linear in the gradient. Requires [`lo_components.accumulators.Momentum`][] with `size` decay rates.
+    """
+
+    size: int = eqx.field(default=3, static=True)
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return frozenset({FirstMoment})
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(view.stat(FirstMoment).m),)
+
+
+class Squares(AbstractFeature):
+    """The second moments $v_i$, one channel per decay rate.
+
+    Quadratic in the gradient. Requires [`lo_components.accumulators.SquaredMomentum`][] with `size` decay rates.
+    """
+
+    size: int = eqx.field(default=1, static=True)
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return frozenset({SecondMoment})
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(view.stat(SecondMoment).v),)
+
+
+class NormalizedMomenta(AbstractFeature):
+    r"""$m_i\,(v + \epsilon)^{-1/2}$, one channel per decay rate of the momenta, with a single second moment $v$.
+
+    Invariant to the scale of the gradient as long as $v \gg \epsilon$. Requires
+    [`lo_components.accumulators.Momentum`][] with `size` decay rates and
+    [`lo_components.accumulators.SquaredMomentum`][] with one.
+    """
+
+    size: int = eqx.field(default=3, static=True)
+    eps: float = eqx.field(default=1e-6, static=True)
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return frozenset({FirstMoment, SecondMoment})
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        inverse_root = jax.lax.rsqrt(view.stat(SecondMoment).v + self.eps)
+        return (Channels(view.stat(FirstMoment).m * inverse_root),)
+
+
+class InverseRoot(AbstractFeature):
+    r"""$(x + \epsilon)^{-1/2}$ of every channel $x \ge 0$ of another feature.
+
+    Scales with the inverse of the gradient when $x$ is a second moment well above $\epsilon$.
+    """
+
+    feature: AbstractFeature
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, feature: AbstractFeature, eps: float = 1e-8):
+        """**Arguments:**
+
+        - `feature`: whose channels to take the inverse root of.
+        - `eps`: added to each channel.
+        """
+        self.feature = feature
+        self.eps = eps
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.feature.size
+
+    @property
+    def requires(self) -> frozenset[type[AbstractStatistic]]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return tuple(Channels(jax.lax.rsqrt(c.scaled() + self.eps)) for c in self.feature(view))

@@ -1,0 +1,38 @@
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ._base import AbstractFeature, Channels, TensorView
+
+
+class TimeEmbedding(AbstractFeature):
+    r"""$\tanh(t/\tau - 1)$ for each time scale $\tau$, where $t$ is the number of steps taken before this one.
+
+    In $[-0.77, 1]$; does not depend on the gradient or on the length of training.
+
+    ??? cite "Source"
+        Metz et al. (arXiv 2009.11243); time scales of small_fc_lopt (google/learned_optimization).
+    """
+
+    time_scales: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, time_scales: Sequence[float] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):
+        """**Arguments:**
+
+        - `time_scales`: the time scales $\\tau$ in steps, each positive; one channel each.
+        """
+        self.time_scales = tuple(float(tau) for tau in time_scales)
+
+    def __check_init__(self):
+        if not self.time_scales or min(self.time_scales) <= 0:
+            raise ValueError(f"`time_scales` must be one or more positive numbers, got {self.time_scales}.")
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.time_scales)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        taus = jnp.asarray(self.time_scales, jnp.float32)
+        values = jnp.tanh(view.step.astype(jnp.float32) / taus - 1.0)
+        return (Channels(values.reshape((-1,) + (1,) * view.param.ndim)),)

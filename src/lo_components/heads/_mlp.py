@@ -1,0 +1,128 @@
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..features import Channels
+from ..features._base import full_shape
+from ._base import AbstractHead, check_channels
+
+# Written out element by element, a small network fuses with the features into one loop, which XLA runs in parallel.
+# A larger one is better off as matrix products over stacked channels, evaluated block by block on large tensors. On
+# small tensors, as in meta-training, writing it out pays longer (benchmarks/update.py, benchmarks/pes.py).
+_MAX_UNROLLED = 160
+_MAX_UNROLLED_SMALL = 600
+_SMALL_TENSOR = 2**15
+# Multiply-adds are counted with the channels of full size of small_fc_lopt; those that broadcast are cheap.
+_FULL_SIZE_CHANNELS = 16
+
+
+class MLPHead(AbstractHead):
+    r"""A ReLU multi-layer perceptron over the channels of each parameter.
+
+    $h_0 = W_0^\top (s \odot x) + b_0$ with the channels' lazy scales $s$ folded into $W_0$; channels that broadcast
+    (row, column and time channels) go through their part of $W_0$ at their own small size. Weights start as truncated
+    normal draws of standard deviation $1/\sqrt{\text{fan-in}}$ (cut at two standard deviations), biases at zero.
+
+    ??? cite "Source"
+        The per-parameter network of small_fc_lopt (google/learned_optimization, `AdafacMLPLOpt`).
+    """
+
+    weights: tuple[Float[Array, "fan_in fan_out"], ...]
+    biases: tuple[Float[Array, " fan_out"], ...]
+
+    def __init__(
+        self, in_size: int, out_size: int, *, hidden_size: int = 32, hidden_layers: int = 2, key: PRNGKeyArray
+    ):
+        """**Arguments:**
+
+        - `in_size`: the number of channels it takes.
+        - `out_size`: the number of channels it returns.
+        - `hidden_size`: units per hidden layer.
+        - `hidden_layers`: the number of hidden layers, at least 1.
+        - `key`: for the initial weights.
+        """
+        if min(in_size, out_size, hidden_size, hidden_layers) < 1:
+            raise ValueError(
+                "`in_size`, `out_size`, `hidden_size` and `hidden_layers` must be at least 1, got "
+                f"{in_size}, {out_size}, {hidden_size} and {hidden_layers}."
+            )
+        sizes = [in_size, *[hidden_size] * hidden_layers, out_size]
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.weights = tuple(
+            jax.random.truncated_normal(k, -2.0, 2.0, (n, m), jnp.float32) / math.sqrt(n)
+            for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
+        )
+        self.biases = tuple(jnp.zeros(m, jnp.float32) for m in sizes[1:])
+
+    @property
+    def in_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.weights[0].shape[0]
+
+    @property
+    def out_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.weights[-1].shape[1]
+
+    @property
+    def _multiply_adds(self) -> int:
+        inputs = min(self.in_size, _FULL_SIZE_CHANNELS)
+        return inputs * self.weights[0].shape[1] + sum(w.size for w in self.weights[1:])
+
+    @property
+    def blockwise(self) -> bool:
+        return self._multiply_adds > _MAX_UNROLLED
+
+    def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
+        check_channels(features, self.in_size)
+        small = math.prod(full_shape(features)) < _SMALL_TENSOR
+        unrolled = self._multiply_adds <= (_MAX_UNROLLED_SMALL if small else _MAX_UNROLLED)
+        return self._unrolled(features) if unrolled else self._matmul(features)
+
+    def _first_layer(self, features: tuple[Channels, ...]):
+        """The channels of full size with their weights, and what the broadcast channels add, `[hidden, *#shape]`."""
+        shape = full_shape(features)
+        full, broadcast, offset = [], [], 0
+        for channels in features:
+            weight = self.weights[0][offset : offset + channels.values.shape[0]]
+            offset += channels.values.shape[0]
+            if channels.scale is not None:
+                weight = weight * channels.scale[:, None]
+            (full if channels.values.shape[1:] == shape else broadcast).append((channels.values, weight))
+        groups: dict[tuple[int, ...], list[Float[Array, "hidden *#shape"]]] = {}
+        for values, weight in broadcast:
+            terms = [values[i][None] * _trailing(weight[i], len(shape)) for i in range(values.shape[0])]
+            groups.setdefault(values.shape[1:], []).extend(terms)
+        # Barriers, lest XLA fuse these small sums into the loop over the full-size tensor and redo them per element.
+        rest = _trailing(self.biases[0], len(shape))
+        for terms in groups.values():
+            rest = rest + jax.lax.optimization_barrier(sum(terms))
+        return full, rest
+
+    def _unrolled(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
+        full, rest = self._first_layer(features)
+        hidden = [
+            rest[j] + sum(values[i] * weight[i, j] for values, weight in full for i in range(values.shape[0]))
+            for j in range(rest.shape[0])
+        ]
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            active = [jax.nn.relu(x) for x in hidden]
+            hidden = [bias[j] + sum(x * weight[i, j] for i, x in enumerate(active)) for j in range(weight.shape[1])]
+        return jnp.stack(hidden)
+
+    def _matmul(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
+        full, hidden = self._first_layer(features)
+        if full:
+            values = jnp.concatenate([v for v, _ in full])
+            hidden = hidden + _contract(jnp.concatenate([w for _, w in full]), values)
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            hidden = _contract(weight, jax.nn.relu(hidden)) + _trailing(bias, hidden.ndim - 1)
+        return hidden
+
+
+def _trailing(x: Float[Array, " c"], ndim: int) -> Float[Array, "c ..."]:
+    return x.reshape((-1,) + (1,) * ndim)
+
+
+def _contract(weight: Float[Array, "fan_in fan_out"], x: Float[Array, "fan_in *s"]) -> Float[Array, "fan_out *s"]:
+    return jnp.tensordot(weight.T, x, axes=1)

@@ -1,0 +1,110 @@
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import recipes
+from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
+
+# Entries of a manifest that say how a trajectory was made, not what the optimizer is.
+_IGNORED = {"kind", "T", "num_steps"}
+
+
+def from_reference(kind: str, theta: Mapping[str, np.ndarray | Array], config: Mapping[str, Any]) -> AbstractOptimizer:
+    """The optimizer that an original implementation's weights and hyperparameters stand for.
+
+    **Arguments:**
+
+    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2).
+    - `theta`: the original's arrays under its own flat names, for instance `"nn/~/w0"` or `"momentum_decays"`.
+    - `config`: its hyperparameters, under the original's names. `kind`, `T` and `num_steps` are ignored; what is absent
+        takes the original's default: `hidden_size` 4 (`mlp_lopt` and `mulo`: 32), `hidden_layers` 2, `step_mult` and
+        `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), and the decay rates of the recipe. For `mulo`,
+        `update_multipliers` has a float for each leaf of the parameters and gives a
+        [`lo_components.optimizers.Scaled`][].
+
+    Raises `ValueError`, naming what is wrong, for an unknown kind or configuration key, a missing or unexpected array,
+    or an array of the wrong shape.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(sorted(_KINDS))}, got {kind!r}.")
+    return _KINDS[kind](dict(theta), {k: v for k, v in config.items() if k not in _IGNORED})
+
+
+def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any], **defaults) -> LearnedOptimizer:
+    momentum_decays = tuple(config.pop("initial_momentum_decays", (0.9, 0.99, 0.999)))
+    rms_decays = tuple(config.pop("initial_rms_decays", (0.999,)))
+    factored_decays = tuple(config.pop("initial_adafactor_decays", (0.9, 0.99, 0.999)))
+    if len(rms_decays) != 1:
+        raise ValueError(f"`initial_rms_decays` must have one entry, got {rms_decays}.")
+    sizes = _take_config(config, hidden_size=4, hidden_layers=2, step_mult=1e-3, exp_mult=1e-3, **defaults)
+    optimizer = recipes.small_fc_lopt(
+        momentum_decays=momentum_decays,
+        rms_decay=rms_decays[0],
+        factored_decays=factored_decays,
+        key=jax.random.key(0),
+        **sizes,
+    )
+
+    def where(o):
+        return [
+            *o.head.weights,
+            *o.head.biases,
+            *(a.decays.offset for a in o.accumulators),
+        ]
+
+    layers = range(sizes["hidden_layers"] + 1)
+    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
+    return _filled(optimizer, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
+
+
+def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
+    multipliers = config.pop("update_multipliers", None)
+    config = {"hidden_size": 32, "step_mult": 1e-2, **config}
+    optimizer = _small_fc_lopt(theta, config)
+    return optimizer if multipliers is None else Scaled(optimizer, jax.tree.map(float, multipliers))
+
+
+def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
+    decays = tuple(config.pop("decays", (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)))
+    sizes = _take_config(config, hidden_size=32, hidden_layers=2, step_mult=1e-3, exp_mult=1e-3)
+    optimizer = recipes.lolv2(decays=decays, key=jax.random.key(0), **sizes)
+    layers = range(sizes["hidden_layers"] + 1)
+    names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
+    return _filled(optimizer, lambda o: [*o.head.weights, *o.head.biases], names, theta)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer]] = {
+    "small_fc_lopt": _small_fc_lopt,
+    "mulo": _mulo,
+    "mlp_lopt": _mlp_lopt,
+}
+
+
+def _take_config(config: dict[str, Any], **defaults) -> dict[str, Any]:
+    unknown = sorted(set(config) - set(defaults))
+    if unknown:
+        raise ValueError(f"`config` has an unknown key `{unknown[0]}`; known here: {', '.join(sorted(defaults))}.")
+    return {**defaults, **config}
+
+
+def _filled(optimizer: LearnedOptimizer, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedOptimizer:
+    """`optimizer` with the arrays that `where` selects replaced by those of `theta`, by name and in order."""
+    missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
+    if missing:
+        raise ValueError(f"`theta` lacks the array `{missing[0]}`; it has: {', '.join(sorted(theta)) or 'none'}.")
+    if extra:
+        raise ValueError(f"`theta` has an unexpected array `{extra[0]}`; expected: {', '.join(names)}.")
+    arrays = []
+    for name, current in zip(names, where(optimizer), strict=True):
+        array = jnp.asarray(theta[name])
+        if array.shape != current.shape:
+            raise ValueError(f"`theta['{name}']` must have shape {current.shape}, got {array.shape}.")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
+        arrays.append(array.astype(jnp.float32))
+    return eqx.tree_at(where, optimizer, arrays)

@@ -1,0 +1,12 @@
+"""Meta-training and meta-testing."""
+
+from ._evaluate import Evaluation as Evaluation
+from ._evaluate import evaluate as evaluate
+from ._loop import Checkpoints as Checkpoints
+from ._loop import meta_train as meta_train
+from ._loop import read_log as read_log
+from ._trainer import MetaMetrics as MetaMetrics
+from ._trainer import MetaState as MetaState
+from ._trainer import init_meta_state as init_meta_state
+from ._trainer import meta_optimizer as meta_optimizer
+from ._trainer import meta_step as meta_step

@@ -1,0 +1,76 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ..optimizers import AbstractOptimizer
+from ..tasks import AbstractTask
+from ..unroll import GradientStep
+
+
+class Evaluation(eqx.Module):
+    """Training curves of one optimizer on one task.
+
+    **Arguments:**
+
+    - `losses`: the loss before each step, one row per seed; non-finite values are left as they are.
+    - `finite`: whether every loss of a seed was finite.
+    """
+
+    losses: Float[Array, "seeds steps"]
+    finite: Array
+
+    def final(self, last: int = 20) -> Float[Array, " seeds"]:
+        """Each seed's mean loss over the last `last` steps."""
+        return jnp.mean(self.losses[:, -last:], axis=1)
+
+
+def evaluate(
+    task: AbstractTask,
+    optimizer: AbstractOptimizer,
+    num_steps: int,
+    *,
+    num_seeds: int = 3,
+    batch_size: int | None = None,
+    key: PRNGKeyArray,
+) -> Evaluation:
+    """Meta-test: train a task from scratch with an optimizer, several seeds at once, in one compiled call.
+
+    A second call with the same task, optimizer type and sizes compiles nothing. Seeds depend on `key` and their index
+    alone, so optimizers compared under one key see the same initial parameters and batches.
+
+    **Arguments:**
+
+    - `task`: what to train; its update scales are applied around the optimizer.
+    - `optimizer`: any optimizer.
+    - `num_steps`: inner steps.
+    - `num_seeds`: independent runs.
+    - `batch_size`: how many seeds to run side by side; `None`: all of them. Fewer need less memory.
+    - `key`: for initial parameters and batches.
+    """
+    for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, batch_size=batch_size or 1).items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    losses = _evaluate(task, optimizer, num_steps, num_seeds, batch_size or num_seeds, key)
+    return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1))
+
+
+@eqx.filter_jit
+def _evaluate(task, optimizer, num_steps, num_seeds, batch_size, key):
+    inner = GradientStep()
+
+    def run(index):
+        init_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
+        params = task.init(key=init_key)
+
+        def step(carry, key):
+            params, learner_state = carry
+            loss, params, learner_state = inner.step(
+                optimizer, task, params, learner_state, jnp.asarray(num_steps, jnp.int32), key=key
+            )
+            return (params, learner_state), loss
+
+        start = (params, inner.init(optimizer, params))
+        return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))[1]
+
+    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=batch_size)

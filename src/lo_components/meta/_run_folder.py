@@ -1,0 +1,93 @@
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..interop._weights import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one run: `config.json` says which, `log.jsonl` and `checkpoint.safetensors` hold it."""
+
+    path: Path
+
+    @staticmethod
+    def open(path: str | Path, config: Mapping[str, Any]) -> "RunFolder":
+        """The folder of the run with this configuration: a new one, or the one it had.
+
+        Raises `FileExistsError` where the folder holds something else, and leaves that untouched; `PermissionError`
+        where it cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"`{path}` is a file; give a folder to write to.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            found = sorted(p.name for p in path.iterdir())
+        except OSError as error:
+            raise _not_writable(path, error) from None
+        expected = json.loads(json.dumps(dict(config)))
+        stamp = path / "config.json"
+        if not found:
+            try:
+                write_atomically(stamp, json.dumps(expected, indent=1, sort_keys=True).encode())
+            except OSError as error:
+                raise _not_writable(path, error) from None
+            return RunFolder(path)
+        if "config.json" not in found:
+            raise FileExistsError(
+                f"`{path}` holds something else ({', '.join(found[:3])}); it was left untouched. Choose an empty "
+                "folder."
+            )
+        try:
+            actual = json.loads(stamp.read_text())
+        except ValueError:
+            actual = None
+        if actual != expected:
+            raise FileExistsError(
+                f"`{path}` belongs to a run with another configuration{_difference(actual, expected)}; it was left "
+                "untouched. Choose another folder, or delete this one."
+            )
+        return RunFolder(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def _log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to the log."""
+        with self._log.open("a") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the lines after `step`, and a last line cut short, which a resumed run writes again."""
+        if not self._log.exists():
+            return
+        kept = []
+        for line in self._log.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        write_atomically(self._log, "".join(kept).encode())
+
+
+def _not_writable(path: Path, error: OSError) -> PermissionError:
+    return PermissionError(f"`{path}` cannot be written to ({error.strerror}); choose another folder.")
+
+
+def _difference(actual: Any, expected: dict[str, Any]) -> str:
+    if not isinstance(actual, dict):
+        return ""
+    for key in sorted(set(actual) | set(expected)):
+        if actual.get(key) != expected.get(key):
+            return f" (`{key}` is {actual.get(key)!r} there, {expected.get(key)!r} here)"
+    return ""

@@ -1,0 +1,113 @@
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .. import _tree
+from ..estimators import AbstractEstimator
+
+
+class MetaState(eqx.Module):
+    """Everything that meta-training carries from one meta-step to the next; what a checkpoint holds.
+
+    **Arguments:**
+
+    - `learner`: the optimizer (or aggregator) being meta-trained.
+    - `optimizer_state`: of the meta-optimizer.
+    - `estimator_state`: of every particle.
+    - `step`: meta-steps taken.
+    - `key`: the run's key; meta-step `t` uses it folded with `t`.
+    """
+
+    learner: Any
+    optimizer_state: optax.OptState
+    estimator_state: PyTree
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+
+
+class MetaMetrics(eqx.Module):
+    """What one meta-step reports.
+
+    **Arguments:**
+
+    - `loss`: the mean meta-loss of the window.
+    - `finite`: the share of particles that stayed finite.
+    - `grad_norm`: the global norm of the meta-gradient, before clipping.
+    - `skipped`: 1 where the meta-step was skipped, because no particle or not the whole gradient was finite.
+    """
+
+    loss: Float[Array, ""]
+    finite: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    skipped: Float[Array, ""]
+
+
+def meta_optimizer(
+    num_steps: int,
+    *,
+    peak: float = 3e-3,
+    end: float = 1e-3,
+    warmup: int = 100,
+    max_norm: float = 1.0,
+    weight_decay: float = 1e-4,
+) -> optax.GradientTransformation:
+    """The papers' meta-optimizer: AdamW with linear warm-up and cosine decay, behind a clip of the *gradient*.
+
+    **Arguments:**
+
+    - `num_steps`: meta-steps in all, over which the learning rate decays.
+    - `peak`, `end`: the highest and the last learning rate.
+    - `warmup`: meta-steps from a learning rate near zero to `peak`; at most half of `num_steps`.
+    - `max_norm`: where the global norm of the gradient is clipped.
+    - `weight_decay`: decoupled, times the learning rate.
+
+    ??? cite "Source"
+        muLO (arXiv 2406.00153), appendix; the research code clips AdamW's update instead, which never triggers.
+    """
+    warmup = min(warmup, num_steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(3e-10, peak, warmup, max(num_steps, warmup + 1), end)
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def init_meta_state(
+    learner: Any, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
+) -> MetaState:
+    """The state before the first meta-step."""
+    estimator_key, run_key = jax.random.split(key)
+    return MetaState(
+        learner,
+        optimizer.init(eqx.filter(learner, eqx.is_inexact_array)),
+        estimator.init(learner, key=estimator_key),
+        jnp.zeros((), jnp.int32),
+        run_key,
+    )
+
+
+def meta_step(
+    state: MetaState, estimator: AbstractEstimator, optimizer: optax.GradientTransformation
+) -> tuple[MetaState, MetaMetrics]:
+    """One meta-step: an estimate of the meta-gradient and a step of the meta-optimizer along it. Pure.
+
+    Where no particle stayed finite, or the estimate is not finite, the learner and the meta-optimizer keep their
+    values and `MetaMetrics.skipped` is 1.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    estimate, estimator_state = estimator.estimate(state.learner, state.estimator_state, key=key)
+    theta, static = eqx.partition(state.learner, eqx.is_inexact_array)
+    updates, optimizer_state = optimizer.update(estimate.grad, state.optimizer_state, theta)
+    new_theta = optax.apply_updates(theta, updates)
+    good = (estimate.finite > 0) & _tree.all_finite(estimate.grad) & _tree.all_finite(new_theta)
+    theta = _tree.where(good, new_theta, theta)
+    optimizer_state = _tree.where(good, optimizer_state, state.optimizer_state)
+    metrics = MetaMetrics(
+        loss=estimate.loss,
+        finite=estimate.finite,
+        grad_norm=optax.tree.norm(estimate.grad),
+        skipped=1.0 - good.astype(jnp.float32),
+    )
+    learner = eqx.combine(theta, static)
+    return MetaState(learner, optimizer_state, estimator_state, state.step + 1, state.key), metrics

@@ -1,0 +1,12 @@
+"""Optimizers over trees of parameters, and the bridge to optax."""
+
+from ._base import AbstractOptimizer as AbstractOptimizer
+from ._base import StepContext as StepContext
+from ._baselines import SGD as SGD
+from ._baselines import Adam as Adam
+from ._learned import LearnedOptimizer as LearnedOptimizer
+from ._learned import LearnedOptimizerState as LearnedOptimizerState
+from ._optax import OptaxOptimizer as OptaxOptimizer
+from ._optax import as_optax as as_optax
+from ._wrappers import Clipped as Clipped
+from ._wrappers import Scaled as Scaled

@@ -1,0 +1,56 @@
+import abc
+from typing import Generic, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._types import Params
+
+StateT = TypeVar("StateT")
+
+
+class StepContext(eqx.Module):
+    """Everything optional that an update may use. A new field here never breaks an optimizer.
+
+    **Arguments:**
+
+    - `loss`: the loss whose gradient is given.
+    - `num_steps`: the length of training, in steps.
+    - `deltas`: every worker's delta, each leaf `[workers, *shape]`; filled by learned aggregators alone.
+    - `present`: `[workers]`, which workers took part in a round.
+
+    Scalars may be Python, NumPy or JAX scalars.
+    """
+
+    loss: float | Float[Array | np.ndarray, ""] | np.floating | None = None
+    num_steps: int | Int[Array | np.ndarray, ""] | np.integer | None = None
+    deltas: PyTree[Float[Array | np.ndarray, "workers ..."]] | None = None
+    present: Bool[Array | np.ndarray, " workers"] | None = None
+
+    def loss_array(self) -> Float[Array, ""] | None:
+        """`loss` as a float32 array."""
+        return None if self.loss is None else jnp.asarray(self.loss, jnp.float32)
+
+    def num_steps_array(self) -> Int[Array, ""] | None:
+        """`num_steps` as an int32 array."""
+        return None if self.num_steps is None else jnp.asarray(self.num_steps, jnp.int32)
+
+
+class AbstractOptimizer(eqx.Module, Generic[StateT]):
+    """An optimizer is its meta-parameters: its array leaves are meta-learned, its Python scalars are constants.
+
+    State never contains the parameters. The update has optax's sign: it is *added* to the parameters, and has their
+    structure, shapes and dtypes.
+    """
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> StateT:
+        """The state before the first step, for parameters like `params`."""
+
+    @abc.abstractmethod
+    def update(
+        self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, StateT]:
+        """The update to add to `params`, and the next state."""

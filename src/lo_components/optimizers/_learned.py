@@ -1,0 +1,220 @@
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._tree import path_name
+from .._types import Params, typechecked
+from ..accumulators import AbstractAccumulator
+from ..features import AbstractFeature, Channels, TensorView
+from ..heads import AbstractHead
+from ..steps import AbstractStepRule
+from ._base import AbstractOptimizer, StepContext
+
+# With a blockwise head, tensors from this many elements on are evaluated in blocks of at least that many, so that what
+# lies between the accumulators and the update stays in the cache (benchmarks/update.py).
+_BLOCKED_FROM = 2**18
+_BLOCK_SIZE = 2**15
+
+
+class LearnedOptimizerState(eqx.Module):
+    """State of a [`lo_components.optimizers.LearnedOptimizer`][].
+
+    `step` counts the updates made; `accumulators` has the structure of the parameters, with a tuple of accumulator
+    states in place of each tensor.
+    """
+
+    step: Int[Array, ""]
+    accumulators: PyTree
+
+
+class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
+    r"""A per-parameter learned optimizer: accumulators, features, a head and a step rule, applied to each tensor alone.
+
+    For each tensor with gradient $g$, parameter $p$ and accumulator states $a$:
+
+    $$a' = \mathrm{update}(g, a), \qquad x = \mathrm{features}(p, g, \mathrm{read}(a'), t), \qquad
+      \Delta p = \mathrm{step}(\mathrm{head}(x)).$$
+
+    Arithmetic and state are float32 for any parameter dtype. Scalars are treated as tensors of shape `[1]`; empty
+    tensors get an empty update. The result for one tensor does not depend on the others.
+
+    ??? cite "Source"
+        The decomposition common to Metz et al. (arXiv 2009.11243), small_fc_lopt and muLO (arXiv 2406.00153).
+    """
+
+    accumulators: tuple[AbstractAccumulator, ...]
+    features: AbstractFeature
+    head: AbstractHead
+    step_rule: AbstractStepRule
+
+    def __init__(
+        self,
+        accumulators: tuple[AbstractAccumulator, ...],
+        features: AbstractFeature,
+        head: AbstractHead,
+        step_rule: AbstractStepRule,
+    ):
+        """**Arguments:**
+
+        - `accumulators`: what to remember about each tensor; each must produce a different statistic.
+        - `features`: what the head sees; may ask only for statistics that an accumulator produces.
+        - `head`: takes `features.size` channels, returns `step_rule.in_size`.
+        - `step_rule`: turns the head's outputs into the update.
+
+        Raises `ValueError` where two parts do not fit together.
+        """
+        self.accumulators = tuple(accumulators)
+        self.features = features
+        self.head = head
+        self.step_rule = step_rule
+
+    def __check_init__(self):
+        produced = [a.produces for a in self.accumulators]
+        twice = {kind.__name__ for kind in produced if produced.count(kind) > 1}
+        if twice:
+            raise ValueError(f"Two accumulators produce the same statistic: {', '.join(sorted(twice))}.")
+        missing = sorted(kind.__name__ for kind in self.features.requires - set(produced))
+        if missing:
+            raise ValueError(
+                f"The features require {', '.join(missing)}, which no accumulator produces; add one that does "
+                f"(given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
+            )
+        if self.head.in_size != self.features.size:
+            raise ValueError(
+                f"The features yield {self.features.size} channels, but the head takes {self.head.in_size}."
+            )
+        if self.head.out_size != self.step_rule.in_size:
+            raise ValueError(
+                f"The head returns {self.head.out_size} channels, but the step rule takes {self.step_rule.in_size}."
+            )
+
+    @typechecked
+    def init(self, params: Params) -> LearnedOptimizerState:
+        """Zeroed accumulators.
+
+        **Arguments:**
+
+        - `params`: a pytree of floating-point arrays.
+        """
+        accumulators = jax.tree.map(self._init_leaf, params)
+        return LearnedOptimizerState(jnp.zeros((), jnp.int32), accumulators)
+
+    @typechecked
+    def update(
+        self, grads: Params, state: LearnedOptimizerState, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, LearnedOptimizerState]:
+        """One step.
+
+        **Arguments:**
+
+        - `grads`: the gradients, with the structure and shapes of `params`.
+        - `state`: from `init` or the previous `update`.
+        - `params`: the parameters before the step.
+        - `context`: the loss and the length of training, where features use them.
+
+        **Returns:** the update to add to `params`, in their dtype, and the next state.
+        """
+        paths_and_params, treedef = jax.tree_util.tree_flatten_with_path(params)
+        grads_flat = treedef.flatten_up_to(grads)
+        states_flat = self._matching_states(state, params, treedef)
+        deltas_flat = [None] * len(grads_flat) if context.deltas is None else treedef.flatten_up_to(context.deltas)
+        updates, states = [], []
+        for (_, param), grad, leaf_state, deltas in zip(
+            paths_and_params, grads_flat, states_flat, deltas_flat, strict=True
+        ):
+            update, leaf_state = self._update_leaf(param, grad, leaf_state, deltas, state.step, context)
+            updates.append(update)
+            states.append(leaf_state)
+        return treedef.unflatten(updates), LearnedOptimizerState(state.step + 1, treedef.unflatten(states))
+
+    def _init_leaf(self, param) -> tuple:
+        return tuple(a.init(_as_tensor(param)) for a in self.accumulators)
+
+    def _matching_states(self, state: LearnedOptimizerState, params: Params, treedef) -> list[tuple]:
+        try:
+            states = treedef.flatten_up_to(state.accumulators)
+        except ValueError as error:
+            raise ValueError(f"`state` does not belong to `params`: their structures differ ({error}).") from None
+        for (path, param), leaf_state in zip(jax.tree_util.tree_leaves_with_path(params), states, strict=True):
+            expected = eqx.filter_eval_shape(self._init_leaf, param)
+            if _shapes(leaf_state) != _shapes(expected):
+                raise ValueError(
+                    f"`state` does not belong to `params`: at `{path_name(path)}`, of shape {param.shape}, it holds "
+                    f"arrays of shapes {_shapes(leaf_state)}, not {_shapes(expected)}."
+                )
+        return states
+
+    def _update_leaf(self, param, grad, states: tuple, deltas, step: Int[Array, ""], context: StepContext):
+        tensor = _as_tensor(param)
+        if tensor.size == 0:
+            return jnp.asarray(param), states
+        grad = _as_tensor(grad)
+        states = tuple(a.update(grad, s) for a, s in zip(self.accumulators, states, strict=True))
+        view = TensorView(
+            param=tensor,
+            grad=grad,
+            stats=tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True)),
+            step=step,
+            num_steps=context.num_steps_array(),
+            loss=context.loss_array(),
+            deltas=None if deltas is None else _workers_as_tensor(deltas),
+        )
+        return self._step(view).reshape(param.shape).astype(param.dtype), states
+
+    def _step(self, view: TensorView) -> Float[Array, "*shape"]:
+        shape = view.param.shape
+        rows = _rows_per_block(shape)
+        if not (self.head.blockwise and self.step_rule.pointwise) or rows == shape[0]:
+            return self._pointwise(self.features(view), view)
+        # Two passes over blocks of rows that stay in the cache: the mean squares of the channels, then the rest.
+        num_blocks = shape[0] // rows
+
+        def mean_squares(i: Int[Array, ""]) -> list[Float[Array, " c"] | None]:
+            return [c.mean_square for c in self.features(view.rows(i * rows, rows))]
+
+        def accumulate(i: Int[Array, ""], total):
+            return jax.tree.map(lambda a, b: a + b / num_blocks, total, mean_squares(i))
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(mean_squares, view.step))
+        means = jax.lax.fori_loop(0, num_blocks, accumulate, zeros)
+
+        def block(i: Int[Array, ""], update: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+            part = view.rows(i * rows, rows)
+            channels = [Channels(c.values, m, c.eps) for c, m in zip(self.features(part), means, strict=True)]
+            # Without the barrier XLA fuses the arithmetic into the write, element by element.
+            new = jax.lax.optimization_barrier(self._pointwise(tuple(channels), part))
+            return jax.lax.dynamic_update_slice_in_dim(update, new, i * rows, 0)
+
+        return jax.lax.fori_loop(0, num_blocks, block, jnp.zeros(shape, jnp.float32))
+
+    def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
+        out = self.head(channels)
+        out = jnp.broadcast_to(out, (out.shape[0], *view.param.shape))
+        return self.step_rule(out, view)
+
+
+def _rows_per_block(shape: tuple[int, ...]) -> int:
+    """How many rows of a tensor to evaluate at a time: a divisor of their number; all of them if it is small."""
+    size = math.prod(shape)
+    if size < _BLOCKED_FROM:
+        return shape[0]
+    least = min(shape[0], -(-_BLOCK_SIZE * shape[0] // size))
+    return next(n for n in range(least, shape[0] + 1) if shape[0] % n == 0)
+
+
+def _as_tensor(x) -> Float[Array, "*shape"]:
+    """`x` in float32, of rank 1 or more."""
+    x = jnp.asarray(x).astype(jnp.float32)
+    return x.reshape(1) if x.ndim == 0 else x
+
+
+def _workers_as_tensor(x) -> Float[Array, "workers *shape"]:
+    x = jnp.asarray(x).astype(jnp.float32)
+    return x[:, None] if x.ndim == 1 else x
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [x.shape for x in jax.tree.leaves(tree)]

@@ -1,0 +1,85 @@
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._types import Params, Scales, typechecked
+from ._base import AbstractOptimizer, StepContext
+
+StateT = TypeVar("StateT")
+
+
+class Scaled(AbstractOptimizer[StateT]):
+    r"""Another optimizer whose update is multiplied leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
+
+    With the scales of a parametrization this is what makes Adam muAdam and a learned optimizer muLO; the wrapped
+    optimizer, its meta-parameters and its state know nothing of them.
+
+    **Arguments:**
+
+    - `optimizer`: the optimizer to wrap.
+    - `scales`: a float for each leaf of the parameters, in their structure. Python floats are constants. Scalar
+        arrays are allowed for a vmapped sweep over multipliers; gradient estimators refuse them, since every array of
+        a learner is perturbed.
+
+    ??? cite "Source"
+        muLO (arXiv 2406.00153), equation 3; Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8.
+    """
+
+    optimizer: AbstractOptimizer[StateT]
+    scales: Scales
+
+    @typechecked
+    def init(self, params: Params) -> StateT:
+        self._check(params)
+        return self.optimizer.init(params)
+
+    @typechecked
+    def update(
+        self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, StateT]:
+        self._check(params)
+        updates, state = self.optimizer.update(grads, state, params, context=context)
+        return jax.tree.map(lambda s, u: (u * jnp.asarray(s, jnp.float32)).astype(u.dtype), self.scales, updates), state
+
+    def _check(self, params: Params) -> None:
+        scales, expected = jax.tree.structure(self.scales), jax.tree.structure(params)
+        if scales != expected:
+            raise ValueError(
+                f"`scales` must have one float per leaf of `params`, in the same structure: got {scales}, expected "
+                f"{expected}."
+            )
+
+
+class Clipped(AbstractOptimizer[StateT]):
+    r"""Another optimizer that sees gradients clipped to a global norm: $g \leftarrow g \min(1, c / \lVert g \rVert)$.
+
+    The norm is over all leaves together. A non-finite norm passes through, so that it is noticed.
+
+    **Arguments:**
+
+    - `optimizer`: the optimizer to wrap.
+    - `max_norm`: $c$, positive.
+    """
+
+    optimizer: AbstractOptimizer[StateT]
+    max_norm: float = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not self.max_norm > 0:
+            raise ValueError(f"`max_norm` must be positive, got {self.max_norm}.")
+
+    @typechecked
+    def init(self, params: Params) -> StateT:
+        return self.optimizer.init(params)
+
+    @typechecked
+    def update(
+        self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, StateT]:
+        norm = optax.tree.norm(jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32), grads))
+        factor = self.max_norm / jnp.maximum(norm, self.max_norm)
+        clipped = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
+        return self.optimizer.update(clipped, state, params, context=context)

@@ -1,0 +1,45 @@
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..features import TensorView
+from ._base import AbstractStepRule
+
+
+class Direction(AbstractStepRule):
+    r"""$\Delta p = -\lambda\, o_0$: the head's only output is the step, up to a constant.
+
+    **Arguments:**
+
+    - `step_mult`: $\lambda$.
+    """
+
+    step_mult: float = 1e-3
+    in_size: int = eqx.field(default=1, init=False, static=True)
+    pointwise: ClassVar[bool] = True
+
+    def __call__(self, out: Float[Array, "in_size *shape"], view: TensorView) -> Float[Array, "*shape"]:
+        return -self.step_mult * out[0]
+
+
+class DirectionMagnitude(AbstractStepRule):
+    r"""$\Delta p = -\lambda_2\, o_0 \exp(\lambda_1 o_1)$: a direction and a log-magnitude.
+
+    **Arguments:**
+
+    - `step_mult`: $\lambda_2$. The muLO paper meta-trains with 0.01 under muP and 0.001 under SP.
+    - `exp_mult`: $\lambda_1$.
+
+    ??? cite "Source"
+        Metz et al. (arXiv 2009.11243); muLO (arXiv 2406.00153), section 3.
+    """
+
+    step_mult: float = 1e-3
+    exp_mult: float = 1e-3
+    in_size: int = eqx.field(default=2, init=False, static=True)
+    pointwise: ClassVar[bool] = True
+
+    def __call__(self, out: Float[Array, "in_size *shape"], view: TensorView) -> Float[Array, "*shape"]:
+        return -self.step_mult * out[0] * jnp.exp(self.exp_mult * out[1])

@@ -1,0 +1,10 @@
+"""Inner training in windows."""
+
+from ._base import InnerState as InnerState
+from ._base import TruncatedUnroll as TruncatedUnroll
+from ._base import UnrollOutput as UnrollOutput
+from ._horizons import AbstractHorizon as AbstractHorizon
+from ._horizons import ConstantHorizon as ConstantHorizon
+from ._horizons import LogUniformHorizon as LogUniformHorizon
+from ._inner import AbstractInnerStep as AbstractInnerStep
+from ._inner import GradientStep as GradientStep
