@@ -15,6 +15,7 @@ import optax
 
 import lo_components as loc
 
+RESULT = Path(__file__).parent / "results" / "update.json"
 SHAPES = {"w0": (1024, 784), "b0": (1024,), "w1": (1024, 1024), "b1": (1024,), "w2": (10, 1024), "b2": (10,)}
 
 
@@ -54,12 +55,12 @@ class Contender:
         self.seconds.append((time.perf_counter() - begin) / calls)
 
 
-def main(rounds: int = 12, calls: int = 5, out: Path = Path(__file__).parent / "results" / "update.json"):
+def main(rounds: int = 12, calls: int = 5, out: Path = RESULT):
     contenders = {name: Contender(transformation) for name, transformation in transformations()}
     for _ in range(rounds):
         for contender in contenders.values():
             contender.run(calls)
-    adam = statistics.median(contenders["optax.adam"].seconds)
+    adam = statistics.median(contenders["optax.adam"].seconds[1:])
     rows = []
     print(f"{'optimizer':<20}{'ns/param':>10}{'x adam':>8}{'temp B/param':>14}{'compile s':>11}")
     for name, contender in contenders.items():
@@ -77,10 +78,13 @@ def main(rounds: int = 12, calls: int = 5, out: Path = Path(__file__).parent / "
             f"{row['temp_bytes_per_param']:>14.1f}{row['compile_seconds']:>11.2f}"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind, "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
-    main(parser.parse_args().rounds)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    main(**vars(parser.parse_args()))

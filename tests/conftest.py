@@ -1,0 +1,16 @@
+import jax
+import pytest
+from helpers import KeySource
+
+# The package itself is imported by tests only: jaxtyping's import hook must see it first.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture
+def getkey():
+    return KeySource(seed=2026)

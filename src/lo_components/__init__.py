@@ -10,6 +10,7 @@ from . import meta as meta
 from . import nn as nn
 from . import optimizers as optimizers
 from . import parametrization as parametrization
+from . import plots as plots
 from . import recipes as recipes
 from . import steps as steps
 from . import tasks as tasks

@@ -1,5 +1,7 @@
 """Private helpers for pytrees."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
@@ -8,9 +10,12 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
     """Independent standard normal draws with the structure, shapes and dtypes of `tree`."""
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return treedef.unflatten(draws)
+    # One draw for all leaves: compiling a random draw costs more than everything else here.
+    ends = list(itertools.accumulate((x.size for x in leaves), initial=0))
+    draws = jax.random.normal(key, (ends[-1],), jnp.float32)
+    return treedef.unflatten(
+        [draws[i:j].reshape(x.shape).astype(x.dtype) for i, j, x in zip(ends[:-1], ends[1:], leaves, strict=True)]
+    )
 
 
 def where(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTree:

@@ -45,12 +45,17 @@ def image_dataset(splits: dict[str, tuple[np.ndarray, np.ndarray]], *, num_class
     - `num_classes`: the number of classes.
     - `name`: what error messages call the data, for instance its folder.
 
-    Raises `ValueError` where counts do not match, a label is out of range, a split is empty, a pixel is not finite, or
-    all pixels are equal.
+    Raises `ValueError` where counts do not match, labels are not integers in range, a split is empty, a pixel is not
+    finite, or all pixels are equal.
     """
     if "train" not in splits:
         raise ValueError(f"{name}: there is no split called 'train' (found: {', '.join(splits) or 'none'}).")
     for split, (images, labels) in splits.items():
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{name}: split '{split}' has labels of dtype {labels.dtype} and shape {labels.shape}; expected a "
+                "vector of integers."
+            )
         if len(images) != len(labels):
             raise ValueError(f"{name}: split '{split}' has {len(images)} images but {len(labels)} labels.")
         if not len(images):
@@ -65,9 +70,9 @@ def image_dataset(splits: dict[str, tuple[np.ndarray, np.ndarray]], *, num_class
                 f"{num_classes - 1}."
             )
     train = splits["train"][0]
-    mean, std = float(train.mean(dtype=np.float64)), float(train.std(dtype=np.float64))
-    if not math.isfinite(std) or std == 0.0:
+    if train.min() == train.max():
         raise ValueError(f"{name}: all training pixels are equal.")
+    mean, std = float(train.mean(dtype=np.float64)), float(train.std(dtype=np.float64))
     return ImageDataset(
         {
             split: LabelledImages(jnp.asarray(_compact(images)), jnp.asarray(labels, jnp.int32))

@@ -58,8 +58,8 @@ def unroll_pair(unroll: TruncatedUnroll, pair: Any, state: InnerState, *, key: P
 def weigh(noise: PyTree, difference: Float[Array, " pairs"], std: float) -> PyTree:
     r"""$\frac{1}{n}\sum_i \frac{L^+_i - L^-_i}{2\sigma^2}\,\epsilon_i$ over pairs with a finite difference."""
     usable = jnp.isfinite(difference)
-    weight = jnp.where(usable, difference, 0.0) / (2.0 * std**2 * jnp.maximum(1, jnp.sum(usable)))
-    return jax.tree.map(lambda e: jnp.tensordot(weight, e, axes=1), noise)
+    weight = jnp.where(usable, difference, 0.0) / (2.0 * std**2 * jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32)))
+    return jax.tree.map(lambda e: jnp.tensordot(weight, e.astype(jnp.float32), axes=1).astype(e.dtype), noise)
 
 
 def draw_noise(learner: Any, std: float, *, key: PRNGKeyArray) -> PyTree:

@@ -40,7 +40,5 @@ class AbstractEstimator(eqx.Module, Generic[StateT]):
         """The state of all particles before the first window."""
 
     @abc.abstractmethod
-    def estimate(
-        self, learner: Any, state: StateT, *, key: PRNGKeyArray, batches: PyTree | None = None
-    ) -> tuple[Estimate, StateT]:
+    def estimate(self, learner: Any, state: StateT, *, key: PRNGKeyArray) -> tuple[Estimate, StateT]:
         """An estimate from the next window of every particle, and their next state."""

@@ -3,7 +3,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from ..unroll import InnerState, TruncatedUnroll
 from ._antithetic import draw_noise, init_pair, perturbed, refuse_array_scales, unroll_pair, weigh
@@ -35,9 +35,7 @@ class TruncatedES(AbstractEstimator[InnerState]):
             jnp.arange(self.num_pairs)
         )
 
-    def estimate(
-        self, learner: Any, state: InnerState, *, key: PRNGKeyArray, batches: PyTree | None = None
-    ) -> tuple[Estimate, InnerState]:
+    def estimate(self, learner: Any, state: InnerState, *, key: PRNGKeyArray) -> tuple[Estimate, InnerState]:
         def particle(index, inner: InnerState):
             noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
             noise = draw_noise(learner, self.std, key=noise_key)

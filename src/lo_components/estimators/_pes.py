@@ -50,9 +50,7 @@ class PES(AbstractEstimator[PESState]):
         )
         return PESState(inner, jax.tree.map(lambda t: jnp.zeros((self.num_pairs, *t.shape), t.dtype), theta))
 
-    def estimate(
-        self, learner: Any, state: PESState, *, key: PRNGKeyArray, batches: PyTree | None = None
-    ) -> tuple[Estimate, PESState]:
+    def estimate(self, learner: Any, state: PESState, *, key: PRNGKeyArray) -> tuple[Estimate, PESState]:
         def particle(index, inner: InnerState, noise_sum: PyTree):
             noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
             noise = draw_noise(learner, self.std, key=noise_key)

@@ -3,7 +3,6 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Float, Int
 
@@ -109,6 +108,8 @@ class AbstractFeature(eqx.Module):
         """The channels, as one or more groups; their numbers of channels add up to `size`."""
 
 
-def full_shape(channels: tuple[Channels, ...]) -> tuple[int, ...]:
-    """The shape that all `channels` broadcast to."""
-    return jnp.broadcast_shapes(*(c.values.shape[1:] for c in channels))
+def unnormalized(channels: Channels) -> Float[Array, "c *#shape"]:
+    """The values of channels without a lazy scale; a function of scaled ones could not be evaluated in blocks."""
+    if channels.mean_square is not None:
+        raise ValueError("`RMSNormalized` must come last: no other feature can take normalized channels.")
+    return channels.values

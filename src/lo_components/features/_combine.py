@@ -3,7 +3,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..accumulators import AbstractStatistic
-from ._base import AbstractFeature, Channels, TensorView
+from ._base import AbstractFeature, Channels, TensorView, unnormalized
 
 
 class Concat(AbstractFeature):
@@ -59,7 +59,7 @@ class RMSNormalized(AbstractFeature):
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        return tuple(Channels(x, _mean_square(x), self.eps) for x in (c.scaled() for c in self.feature(view)))
+        return tuple(Channels(x, _mean_square(x), self.eps) for x in map(unnormalized, self.feature(view)))
 
 
 def _mean_square(x: Float[Array, "c *#shape"]) -> Float[Array, " c"]:

@@ -2,7 +2,7 @@ import equinox as eqx
 import jax
 
 from ..accumulators import AbstractStatistic, FirstMoment, SecondMoment
-from ._base import AbstractFeature, Channels, TensorView
+from ._base import AbstractFeature, Channels, TensorView, unnormalized
 
 
 class Momenta(AbstractFeature):
@@ -84,4 +84,4 @@ class InverseRoot(AbstractFeature):
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        return tuple(Channels(jax.lax.rsqrt(c.scaled() + self.eps)) for c in self.feature(view))
+        return tuple(Channels(jax.lax.rsqrt(unnormalized(c) + self.eps)) for c in self.feature(view))

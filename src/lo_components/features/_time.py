@@ -17,7 +17,7 @@ class TimeEmbedding(AbstractFeature):
 
     time_scales: tuple[float, ...] = eqx.field(static=True)
 
-    def __init__(self, time_scales: Sequence[float] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):
+    def __init__(self, time_scales: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):
         """**Arguments:**
 
         - `time_scales`: the time scales $\\tau$ in steps, each positive; one channel each.

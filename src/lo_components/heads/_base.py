@@ -1,6 +1,7 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Float
 
@@ -32,3 +33,8 @@ def check_channels(features: tuple[Channels, ...], in_size: int) -> None:
     found = sum(c.values.shape[0] for c in features)
     if found != in_size:
         raise ValueError(f"The head takes {in_size} channels, but the features yield {found}.")
+
+
+def full_shape(channels: tuple[Channels, ...]) -> tuple[int, ...]:
+    """The shape that all `channels` broadcast to."""
+    return jnp.broadcast_shapes(*(c.values.shape[1:] for c in channels))

@@ -2,11 +2,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..features import Channels
-from ..features._base import full_shape
-from ._base import AbstractHead, check_channels
+from ._base import AbstractHead, check_channels, full_shape
 
 # Written out element by element, a small network fuses with the features into one loop, which XLA runs in parallel.
 # A larger one is better off as matrix products over stacked channels, evaluated block by block on large tensors. On
@@ -14,6 +14,8 @@ from ._base import AbstractHead, check_channels
 _MAX_UNROLLED = 160
 _MAX_UNROLLED_SMALL = 600
 _SMALL_TENSOR = 2**15
+# Below this size the fused loop saves nothing that its tracing and compilation would not cost.
+_TINY_TENSOR = 2**9
 # Multiply-adds are counted with the channels of full size of small_fc_lopt; those that broadcast are cheap.
 _FULL_SIZE_CHANNELS = 16
 
@@ -75,25 +77,25 @@ class MLPHead(AbstractHead):
 
     def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
         check_channels(features, self.in_size)
-        small = math.prod(full_shape(features)) < _SMALL_TENSOR
-        unrolled = self._multiply_adds <= (_MAX_UNROLLED_SMALL if small else _MAX_UNROLLED)
+        size = math.prod(full_shape(features))
+        most = _MAX_UNROLLED_SMALL if size < _SMALL_TENSOR else _MAX_UNROLLED
+        unrolled = size >= _TINY_TENSOR and self._multiply_adds <= most
         return self._unrolled(features) if unrolled else self._matmul(features)
 
     def _first_layer(self, features: tuple[Channels, ...]):
         """The channels of full size with their weights, and what the broadcast channels add, `[hidden, *#shape]`."""
         shape = full_shape(features)
-        full, broadcast, offset = [], [], 0
+        # Barriers, lest XLA fuse these small computations into the loop over the tensor and redo them per element.
+        weights = jax.lax.optimization_barrier(self.weights[0] * _scales(features)[:, None])
+        full, groups, offset = [], {}, 0
         for channels in features:
-            weight = self.weights[0][offset : offset + channels.values.shape[0]]
-            offset += channels.values.shape[0]
-            if channels.scale is not None:
-                weight = weight * channels.scale[:, None]
-            (full if channels.values.shape[1:] == shape else broadcast).append((channels.values, weight))
-        groups: dict[tuple[int, ...], list[Float[Array, "hidden *#shape"]]] = {}
-        for values, weight in broadcast:
-            terms = [values[i][None] * _trailing(weight[i], len(shape)) for i in range(values.shape[0])]
-            groups.setdefault(values.shape[1:], []).extend(terms)
-        # Barriers, lest XLA fuse these small sums into the loop over the full-size tensor and redo them per element.
+            values, end = channels.values, offset + channels.values.shape[0]
+            if values.shape[1:] == shape:
+                full.append((values, weights[offset:end]))
+            else:
+                terms = [x[None] * _trailing(w, len(shape)) for x, w in zip(values, weights[offset:end], strict=True)]
+                groups.setdefault(values.shape[1:], []).extend(terms)
+            offset = end
         rest = _trailing(self.biases[0], len(shape))
         for terms in groups.values():
             rest = rest + jax.lax.optimization_barrier(sum(terms))
@@ -118,6 +120,15 @@ class MLPHead(AbstractHead):
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             hidden = _contract(weight, jax.nn.relu(hidden)) + _trailing(bias, hidden.ndim - 1)
         return hidden
+
+
+def _scales(features: tuple[Channels, ...]) -> Float[Array, " c"]:
+    """The lazy scale of every channel, 1 where there is none; one square root for all of them."""
+    counts = [c.values.shape[0] for c in features]
+    ones = [jnp.ones(n, jnp.float32) for n in counts]
+    squares = [one if c.mean_square is None else c.mean_square for c, one in zip(features, ones, strict=True)]
+    eps = np.repeat([0.0 if c.mean_square is None else c.eps for c in features], counts).astype(np.float32)
+    return jax.lax.rsqrt(jnp.concatenate(squares) + eps)
 
 
 def _trailing(x: Float[Array, " c"], ndim: int) -> Float[Array, "c ..."]:

@@ -24,7 +24,7 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
     """Write the arrays of a pytree, named by their key paths, with JSON metadata, to a safetensors file.
 
     The file appears whole or not at all: it is written beside its place, flushed to disk and renamed. PRNG keys are
-    stored as their data. A SHA-256 of the arrays goes along, which `load_arrays` checks.
+    stored as their data. A SHA-256 of arrays and metadata goes along, which `load_arrays` checks.
 
     **Arguments:**
 
@@ -35,9 +35,14 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
     from safetensors.numpy import save
 
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(_to_numpy(leaf)) for name, leaf in _named_arrays(tree)}
-    header = {"metadata": json.dumps(dict(metadata), sort_keys=True), "sha256": _digest(arrays)}
-    write_atomically(path, save(arrays, metadata=header))
+    named = _named_arrays(tree)
+    arrays = {name: np.asarray(_to_numpy(leaf), order="C") for name, leaf in named}
+    if len(arrays) != len(named):
+        names = [name for name, _ in named]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`tree` has two arrays called `{twice}`; rename a dictionary key.")
+    text = json.dumps(dict(metadata), sort_keys=True)
+    write_atomically(path, save(arrays, metadata={"metadata": text, "sha256": _digest(arrays, text)}))
 
 
 def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
@@ -86,15 +91,15 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two: a dtype unknown to NumPy
         raise CheckpointError(f"`{path}` is cut short or corrupt ({error}).") from None
-    if set(header) != {"metadata", "sha256"} or header["sha256"] != _digest(arrays):
+    if set(header) != {"metadata", "sha256"} or header["sha256"] != _digest(arrays, header["metadata"]):
         raise CheckpointError(f"`{path}` is corrupt, or was not written by this library: its checksum does not match.")
     return arrays, json.loads(header["metadata"])
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
     for name in sorted(arrays):
         digest.update(f"{name}|{arrays[name].dtype.str}|{arrays[name].shape}|".encode())
         digest.update(arrays[name].tobytes())
@@ -113,16 +118,22 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _key_impl(leaf: Any) -> Any:
+    return jax.random.key_impl(leaf if isinstance(leaf, jax.Array) else jnp.empty((), leaf.dtype))
+
+
 def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _from_numpy(array: np.ndarray, leaf: Any, key_path: tuple, path: str | Path) -> jax.Array:
+def _from_numpy(array: np.ndarray, leaf: Any, key_path: tuple, path: str | Path) -> jax.Array | np.ndarray:
     expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     if array.shape != expected.shape or array.dtype != expected.dtype:
         raise CheckpointError(
             f"`{path}` holds `{path_name(key_path)}` as {array.dtype}{list(array.shape)}, expected "
             f"{expected.dtype}{list(expected.shape)}."
         )
+    if isinstance(leaf, np.ndarray):
+        return array
     value = jnp.asarray(array)
-    return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+    return jax.random.wrap_key_data(value, impl=_key_impl(leaf)) if _is_key(leaf) else value

@@ -5,6 +5,7 @@ from ._evaluate import evaluate as evaluate
 from ._loop import Checkpoints as Checkpoints
 from ._loop import meta_train as meta_train
 from ._loop import read_log as read_log
+from ._run_folder import RunFolder as RunFolder
 from ._trainer import MetaMetrics as MetaMetrics
 from ._trainer import MetaState as MetaState
 from ._trainer import init_meta_state as init_meta_state

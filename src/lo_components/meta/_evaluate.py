@@ -20,9 +20,11 @@ class Evaluation(eqx.Module):
     losses: Float[Array, "seeds steps"]
     finite: Array
 
-    def final(self, last: int = 20) -> Float[Array, " seeds"]:
+    def final(self, last: int = 20) -> Float[Array, "*vmapped seeds"]:
         """Each seed's mean loss over the last `last` steps."""
-        return jnp.mean(self.losses[:, -last:], axis=1)
+        if last < 1:
+            raise ValueError(f"`last` must be at least 1, got {last}.")
+        return jnp.mean(self.losses[..., -last:], axis=-1)
 
 
 def evaluate(
@@ -31,7 +33,7 @@ def evaluate(
     num_steps: int,
     *,
     num_seeds: int = 3,
-    batch_size: int | None = None,
+    seeds_at_once: int | None = None,
     key: PRNGKeyArray,
 ) -> Evaluation:
     """Meta-test: train a task from scratch with an optimizer, several seeds at once, in one compiled call.
@@ -45,18 +47,19 @@ def evaluate(
     - `optimizer`: any optimizer.
     - `num_steps`: inner steps.
     - `num_seeds`: independent runs.
-    - `batch_size`: how many seeds to run side by side; `None`: all of them. Fewer need less memory.
+    - `seeds_at_once`: how many seeds to run side by side; `None`: all of them. Fewer need less memory.
     - `key`: for initial parameters and batches.
     """
-    for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, batch_size=batch_size or 1).items():
+    seeds_at_once = num_seeds if seeds_at_once is None else seeds_at_once
+    for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once).items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    losses = _evaluate(task, optimizer, num_steps, num_seeds, batch_size or num_seeds, key)
+    losses = _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key)
     return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1))
 
 
 @eqx.filter_jit
-def _evaluate(task, optimizer, num_steps, num_seeds, batch_size, key):
+def _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key):
     inner = GradientStep()
 
     def run(index):
@@ -73,4 +76,4 @@ def _evaluate(task, optimizer, num_steps, num_seeds, batch_size, key):
         start = (params, inner.init(optimizer, params))
         return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))[1]
 
-    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=batch_size)
+    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)

@@ -11,9 +11,9 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ..estimators import AbstractEstimator
-from ..interop import load_arrays, save_arrays
+from ..interop import CheckpointError, load_arrays, save_arrays
 from ._run_folder import RunFolder
-from ._trainer import MetaState, init_meta_state, meta_step
+from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,13 @@ class Checkpoints:
     - `every`: meta-steps between two checkpoints.
     """
 
-    folder: Path
+    folder: str | Path
     config: Mapping[str, Any]
     every: int = 100
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"`every` must be at least 1, got {self.every}.")
 
 
 def meta_train(
@@ -64,21 +68,22 @@ def meta_train(
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
     folder = None if checkpoints is None else RunFolder.open(checkpoints.folder, checkpoints.config)
-    state = eqx.filter_jit(init_meta_state)(learner, estimator, optimizer, key=key)
+    state = _init(learner, estimator, optimizer, key=key)
     if folder is not None and folder.checkpoint.exists():
-        state, _ = load_arrays(folder.checkpoint, state)
+        state = _resumed(folder, state)
     # The compiled step reuses its input's memory, which `jit` may have made the caller's own arrays.
     state = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, state)
     start = int(state.step)
-    if start >= num_steps:
+    if start > num_steps:
+        raise ValueError(f"`num_steps` is {num_steps}, but this run has taken {start} meta-steps already.")
+    if start == num_steps:
         return state.learner
     if folder is not None:
         folder.truncate_log(start)
     with _Bar(progress, start, num_steps) as bar:
-        step = _compiled_step(estimator, optimizer)
         pending, began = [], time.perf_counter()
         for index in range(start, num_steps):
-            state, metrics = step(state)
+            state, metrics = _step((estimator, optimizer), state)
             pending.append(metrics)
             last = index + 1 == num_steps
             if last or (index + 1) % log_every == 0:
@@ -88,22 +93,33 @@ def meta_train(
                 if folder is not None:
                     folder.log(row)
             if checkpoints is not None and folder is not None and (last or (index + 1) % checkpoints.every == 0):
-                save_arrays(folder.checkpoint, state, metadata={"step": index + 1})
+                save_arrays(folder.checkpoint, state, metadata={"step": index + 1, "config": folder.config})
     return state.learner
 
 
-def _compiled_step(estimator: AbstractEstimator, optimizer: optax.GradientTransformation):
-    """`meta_step` with the estimator bound, compiled once, the old state's memory reused for the new."""
-    arrays, static = eqx.partition(estimator, eqx.is_array)
+def _resumed(folder: RunFolder, state: MetaState) -> MetaState:
+    """The state in the folder's checkpoint."""
+    try:
+        state, metadata = load_arrays(folder.checkpoint, state)
+        if metadata.get("config") != folder.config:
+            raise CheckpointError(f"`{folder.checkpoint}` belongs to a run with another configuration.")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} It was left untouched. Delete it to start the run over.") from None
+    return state
 
-    @eqx.filter_jit(donate="all-except-first")
-    def step(arrays, state: MetaState):
-        return meta_step(state, eqx.combine(arrays, static), optimizer)
 
-    return lambda state: step(arrays, state)
+_init = eqx.filter_jit(init_meta_state)
 
 
-def _mean_row(step: int, metrics: list, seconds: float) -> dict[str, float]:
+@eqx.filter_jit(donate="all-except-first")
+def _step(
+    fixed: tuple[AbstractEstimator, optax.GradientTransformation], state: MetaState
+) -> tuple[MetaState, MetaMetrics]:
+    """`meta_step`, compiled; the old state's memory is reused for the new."""
+    return meta_step(state, *fixed)
+
+
+def _mean_row(step: int, metrics: list, seconds: float) -> dict[str, int | float]:
     """One line of the log: the means over the meta-steps since the last one."""
     fetched = jax.device_get(metrics)
     names = [field.name for field in dataclasses.fields(fetched[0])]
@@ -125,12 +141,12 @@ class _Bar:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def show(self, row: dict[str, float]) -> None:
+    def show(self, row: dict[str, int | float]) -> None:
         skipped = f", {row['skipped']:.0%} skipped" if row["skipped"] else ""
         self._bar.set_postfix_str(f"meta-loss {row['loss']:.4f}, {row['finite']:.0%} finite{skipped}", refresh=False)
         self._bar.update(int(row["step"]) - self._bar.n)
 
 
-def read_log(folder: str | Path) -> list[dict[str, float]]:
+def read_log(folder: str | Path) -> list[dict[str, int | float]]:
     """The rows of a run's log."""
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]

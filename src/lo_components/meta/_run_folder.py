@@ -12,6 +12,7 @@ class RunFolder:
     """A folder that belongs to one run: `config.json` says which, `log.jsonl` and `checkpoint.safetensors` hold it."""
 
     path: Path
+    config: dict[str, Any]
 
     @staticmethod
     def open(path: str | Path, config: Mapping[str, Any]) -> "RunFolder":
@@ -25,7 +26,7 @@ class RunFolder:
             raise FileExistsError(f"`{path}` is a file; give a folder to write to.")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            found = sorted(p.name for p in path.iterdir())
+            found = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
         except OSError as error:
             raise _not_writable(path, error) from None
         expected = json.loads(json.dumps(dict(config)))
@@ -35,7 +36,7 @@ class RunFolder:
                 write_atomically(stamp, json.dumps(expected, indent=1, sort_keys=True).encode())
             except OSError as error:
                 raise _not_writable(path, error) from None
-            return RunFolder(path)
+            return RunFolder(path, expected)
         if "config.json" not in found:
             raise FileExistsError(
                 f"`{path}` holds something else ({', '.join(found[:3])}); it was left untouched. Choose an empty "
@@ -50,7 +51,7 @@ class RunFolder:
                 f"`{path}` belongs to a run with another configuration{_difference(actual, expected)}; it was left "
                 "untouched. Choose another folder, or delete this one."
             )
-        return RunFolder(path)
+        return RunFolder(path, expected)
 
     @property
     def checkpoint(self) -> Path:

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ class Linear(eqx.Module):
     r"""$y = \alpha\, W x + b$ with initialization and $\alpha$ from a parametrization, $W$ stored as `[out, in]`.
 
     Weights are drawn from a normal distribution truncated at two standard deviations (without variance correction, as
-    in the muLO paper), biases from a normal distribution.
+    in the muLO paper), biases from a normal distribution; a readout's bias starts at zero.
     """
 
     weight: Float[Array, "out in"]
@@ -26,16 +29,22 @@ class Linear(eqx.Module):
         - `key`: for the initial values.
         """
         weight_key, bias_key = jax.random.split(key)
-        draws = jax.random.truncated_normal(weight_key, -2.0, 2.0, width.shape, jnp.float32)
-        self.weight = parametrization.init_std(width) * draws
         bias = _bias(width)
-        self.bias = parametrization.init_std(bias) * jax.random.normal(bias_key, bias.shape, jnp.float32)
+        bias_std = 0.0 if width.role == "output" else parametrization.init_std(bias)
+        truncated_normal = partial(jax.random.truncated_normal, weight_key, -2.0, 2.0)
+        self.weight = _initial(width.shape, parametrization.init_std(width), truncated_normal)
+        self.bias = _initial(bias.shape, bias_std, partial(jax.random.normal, bias_key))
         self.multiplier = float(parametrization.forward_multiplier(width))
         self.width = width
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         """The layer's output for one example."""
         return self.multiplier * (self.weight @ x) + self.bias
+
+
+def _initial(shape: tuple[int, ...], std: float, draw: Callable[..., Array]) -> Float[Array, "*shape"]:
+    """`std` times a draw; none is made, or compiled, where `std` is 0."""
+    return std * draw(shape, jnp.float32) if std else jnp.zeros(shape, jnp.float32)
 
 
 def _bias(width: WidthSpec) -> WidthSpec:

@@ -82,6 +82,13 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
                 f"The features require {', '.join(missing)}, which no accumulator produces; add one that does "
                 f"(given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
             )
+        channels = jax.eval_shape(self._example_channels)
+        found = sum(c.values.shape[0] for c in channels)
+        if found != self.features.size:
+            raise ValueError(
+                f"The features' `size` is {self.features.size}, but with these accumulators they yield {found} channels; "
+                "does each feature's `size` match its accumulator's number of decays?"
+            )
         if self.head.in_size != self.features.size:
             raise ValueError(
                 f"The features yield {self.features.size} channels, but the head takes {self.head.in_size}."
@@ -90,6 +97,12 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
             raise ValueError(
                 f"The head returns {self.head.out_size} channels, but the step rule takes {self.step_rule.in_size}."
             )
+
+    def _example_channels(self) -> tuple[Channels, ...]:
+        """The features of a small tensor, for their shapes."""
+        tensor = jnp.zeros((2, 3), jnp.float32)
+        stats = tuple(a.read(a.init(tensor)) for a in self.accumulators)
+        return self.features(TensorView(tensor, tensor, stats, jnp.zeros((), jnp.int32)))
 
     @typechecked
     def init(self, params: Params) -> LearnedOptimizerState:

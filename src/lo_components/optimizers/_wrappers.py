@@ -42,7 +42,7 @@ class Scaled(AbstractOptimizer[StateT]):
     ) -> tuple[Params, StateT]:
         self._check(params)
         updates, state = self.optimizer.update(grads, state, params, context=context)
-        return jax.tree.map(lambda s, u: (u * jnp.asarray(s, jnp.float32)).astype(u.dtype), self.scales, updates), state
+        return jax.tree.map(_scaled, self.scales, updates), state
 
     def _check(self, params: Params) -> None:
         scales, expected = jax.tree.structure(self.scales), jax.tree.structure(params)
@@ -65,7 +65,7 @@ class Clipped(AbstractOptimizer[StateT]):
     """
 
     optimizer: AbstractOptimizer[StateT]
-    max_norm: float = eqx.field(static=True)
+    max_norm: float | int = eqx.field(static=True)
 
     def __check_init__(self):
         if not self.max_norm > 0:
@@ -81,5 +81,10 @@ class Clipped(AbstractOptimizer[StateT]):
     ) -> tuple[Params, StateT]:
         norm = optax.tree.norm(jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32), grads))
         factor = self.max_norm / jnp.maximum(norm, self.max_norm)
-        clipped = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
+        clipped = jax.tree.map(lambda g: _scaled(factor, g), grads)
         return self.optimizer.update(clipped, state, params, context=context)
+
+
+def _scaled(factor, x):
+    """`factor * x`, computed in float32, in the dtype of `x`."""
+    return (jnp.asarray(factor, jnp.float32) * jnp.asarray(x).astype(jnp.float32)).astype(x.dtype)

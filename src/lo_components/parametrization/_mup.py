@@ -19,7 +19,7 @@ class MuP(AbstractParametrization):
     **Arguments:**
 
     - `input_mult`, `output_mult`, `hidden_mult`: hyper-multipliers, 1 for learned optimizers, tuned for muAdam.
-    - `bias_std`: of the initial biases; the muLO paper's networks use 1. Readout biases start at zero.
+    - `bias_std`: of the initial biases; the muLO paper's networks use 1.
 
     ??? cite "Source"
         Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8; muLO (arXiv 2406.00153), section 4.1.
@@ -32,7 +32,7 @@ class MuP(AbstractParametrization):
 
     def init_std(self, width: WidthSpec) -> float:
         if width.role == "vector":
-            return self.bias_std if width.fan_out_mult != 1.0 else 0.0
+            return self.bias_std
         return 0.0 if width.role == "output" else width.fan_in**-0.5
 
     def forward_multiplier(self, width: WidthSpec) -> float:

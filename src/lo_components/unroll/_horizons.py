@@ -31,6 +31,8 @@ class ConstantHorizon(AbstractHorizon):
 class LogUniformHorizon(AbstractHorizon):
     """Lengths whose logarithm is uniform between those of `min_steps` and `max_steps`, rounded to whole windows.
 
+    Rounded lengths stay within the bounds; where no whole number of windows does, `min_steps` is rounded up.
+
     ??? cite "Source"
         The truncation schedule of muLO and LAgg-A meta-training, 100 to 1000 steps.
     """
@@ -48,4 +50,5 @@ class LogUniformHorizon(AbstractHorizon):
     def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
         log_steps = jax.random.uniform(key, (), jnp.float32, math.log(self.min_steps), math.log(self.max_steps))
         windows = jnp.round(jnp.exp(log_steps) / window).astype(jnp.int32)
-        return window * jnp.clip(windows, 1, max(1, self.max_steps // window))
+        fewest = -(-self.min_steps // window)
+        return window * jnp.clip(windows, fewest, max(fewest, self.max_steps // window))

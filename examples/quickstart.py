@@ -1,0 +1,183 @@
+"""Meta-train two learned optimizers on narrow networks, under SP (LO) and under muP (muLO); test both on wide ones.
+
+    python examples/quickstart.py                 # digits, a few minutes on two CPU cores
+    python examples/quickstart.py --data FOLDER   # Fashion-MNIST's four idx files
+    python examples/quickstart.py --smoke         # everything in small, under a minute
+
+Prints a table and saves `quickstart.png` into the output folder. Interrupt it and run it again: it continues.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lo_components as loc
+from lo_components.parametrization import SP, MuP
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What identifies a run."""
+
+    data: str
+    seed: int
+    meta_steps: int = 800
+    meta_width: int = 32
+    widths: tuple[int, ...] = (32, 128, 512, 1024)
+    horizon: int = 400
+    steps: int = 1000
+    widest_steps: int = 400
+    pairs: int = 8
+    window: int = 50
+    batch_size: int = 128
+    seeds: int = 3
+    adam_rates: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4)
+
+    def test_steps(self, width: int) -> int:
+        return self.widest_steps if width == max(self.widths) else self.steps
+
+
+SMOKE = dict(
+    meta_steps=4, meta_width=8, widths=(8, 16), horizon=20, steps=20, widest_steps=10, pairs=2, window=10, seeds=2,
+    adam_rates=(1e-2, 1e-3), batch_size=16,
+)  # fmt: skip
+
+# Name, parametrization of its tasks, and step multiplier; the muLO paper's values.
+LEARNED = (("muLO", MuP(), 1e-2), ("LO", SP(), 1e-3))
+
+
+def task(settings: Settings, dataset, width: int, parametrization):
+    return loc.tasks.mlp_classification(
+        dataset, width=width, depth=2, parametrization=parametrization, batch_size=settings.batch_size
+    )
+
+
+def meta_train(settings: Settings, dataset, name: str, parametrization, step_mult: float, out: Path):
+    """Meta-train one learned optimizer on the narrow task, or read it from `out`."""
+    unroll = loc.unroll.TruncatedUnroll(
+        task(settings, dataset, settings.meta_width, parametrization),
+        loc.unroll.LogUniformHorizon(settings.horizon // 4, settings.horizon),
+        settings.window,
+    )
+    key = jax.random.key(settings.seed)
+    return loc.meta.meta_train(
+        loc.recipes.small_fc_lopt(hidden_size=4, step_mult=step_mult, key=key),
+        loc.estimators.PES(unroll, num_pairs=settings.pairs),
+        loc.meta.meta_optimizer(settings.meta_steps),
+        settings.meta_steps,
+        checkpoints=loc.meta.Checkpoints(out, {"optimizer": name, **dataclasses.asdict(settings)}, every=50),
+        progress=f"meta-training {name}",
+        key=key,
+    )
+
+
+def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, jax.Array]:
+    """Losses `[seeds, steps]` of every optimizer on one width, Adam's at its best learning rate."""
+    steps, key = settings.test_steps(width), jax.random.key(settings.seed + 1)
+
+    def curves(parametrization, optimizer):
+        target = task(settings, dataset, width, parametrization)
+        return loc.meta.evaluate(target, optimizer, steps, num_seeds=settings.seeds, key=key)
+
+    losses = {name: curves(par, optimizers[name]).losses for name, par, _ in LEARNED}
+    rates = jnp.asarray(settings.adam_rates)
+    grid = eqx.filter_vmap(lambda rate: curves(SP(), loc.optimizers.Adam(rate)))(rates)
+    final = jnp.nan_to_num(jnp.mean(grid.losses[:, :, -20:], axis=(1, 2)), nan=jnp.inf)
+    return {**losses, "Adam": grid.losses[jnp.argmin(final)]}
+
+
+def expected_results(settings: Settings):
+    """The structure of all widths' losses."""
+    return {
+        width: {
+            name: jax.ShapeDtypeStruct((settings.seeds, settings.test_steps(width)), jnp.float32)
+            for name in ("muLO", "LO", "Adam")
+        }
+        for width in settings.widths
+    }
+
+
+def table(settings: Settings, results: dict[int, dict[str, jax.Array]]) -> str:
+    """The mean training loss of 20 steps, median of the seeds, with the lowest and the highest."""
+    lines = [f"{'width':>6} {'step':>6}   " + "".join(f"{name:<28}" for name in results[settings.widths[0]])]
+    for width, losses in results.items():
+        for step in sorted({min(settings.horizon, settings.test_steps(width)), settings.test_steps(width)}):
+            cells = []
+            for values in losses.values():
+                means = np.asarray(values)[:, max(0, step - 20) : step].mean(axis=1)
+                spread = f"{np.median(means):.4f} ({means.min():.4f} to {means.max():.4f})"
+                cells.append(f"{spread if np.isfinite(means).all() else 'diverged':<28}")
+            lines.append(f"{width:>6} {step:>6}   " + "".join(cells))
+    return "\n".join(lines)
+
+
+def draw(settings: Settings, results: dict[int, dict[str, jax.Array]], out: Path) -> Path:
+    """Save the picture."""
+
+    def label(width: int) -> str:
+        return f"width {width}" + (" (meta-trained here)" if width == settings.meta_width else "")
+
+    path = out / "quickstart.png"
+    title = (
+        f"Meta-trained at width {settings.meta_width} for up to {settings.horizon} steps (dotted), used at every width"
+    )
+    panels = {label(width): losses for width, losses in results.items()}
+    loc.plots.training_curves(panels, path, title=title, horizon=settings.horizon)
+    return path
+
+
+def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0, smoke: bool = False) -> None:
+    dataset = loc.data.digits() if data is None else loc.data.fashion_mnist(data)
+    settings = Settings("digits" if data is None else "fashion-mnist", seed, **(SMOKE if smoke else {}))
+    folder = loc.meta.RunFolder.open(out, dataclasses.asdict(settings))
+    curves = folder.path / "curves.safetensors"
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(phase: str):
+        begin = time.perf_counter()
+        yield
+        seconds[phase] = time.perf_counter() - begin
+
+    if curves.exists():
+        print(f"This run is finished; its results are read from `{folder.path}` and drawn again.")
+        results, _ = loc.interop.load_arrays(curves, expected_results(settings))
+    else:
+        optimizers, results = {}, {}
+        for name, parametrization, step_mult in LEARNED:
+            with timed(f"meta-train {name}"):
+                optimizers[name] = meta_train(
+                    settings, dataset, name, parametrization, step_mult, folder.path / name.lower()
+                )
+        for width in settings.widths:
+            with timed(f"meta-test width {width}"):
+                results[width] = meta_test(settings, dataset, width, optimizers)
+            print(f"tested at width {width} in {seconds[f'meta-test width {width}']:.0f} s", flush=True)
+        loc.interop.save_arrays(curves, results)
+    print(f"\nTraining loss, median of {settings.seeds} seeds (lowest to highest):\n\n{table(settings, results)}\n")
+    if seconds:
+        print("seconds: " + json.dumps({phase: round(s) for phase, s in seconds.items()}))
+    print(f"picture: {draw(settings, results, folder.path)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    try:
+        main(**vars(parser.parse_args()))
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; run the same command again to continue from the last checkpoint")

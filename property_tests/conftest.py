@@ -1,0 +1,13 @@
+import jax
+from hypothesis import settings
+
+# The package itself is imported by tests only: jaxtyping's import hook must see it first.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+settings.register_profile("laws", max_examples=10, derandomize=True, deadline=None)
+settings.load_profile("laws")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")

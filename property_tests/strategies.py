@@ -1,0 +1,11 @@
+"""What the laws are drawn over. Few distinct shapes: each costs a compilation."""
+
+from hypothesis import strategies as st
+
+# Sizes of a network whose width is a multiple of the base width.
+base_widths = st.integers(1, 64)
+width_ratios = st.integers(1, 32)
+depths = st.integers(1, 5)
+multipliers = st.floats(0.01, 100.0)
+seeds = st.integers(0, 2**31 - 1)
+gradient_scales = st.sampled_from([1e-4, 1e-2, 1.0, 30.0])

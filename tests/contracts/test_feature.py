@@ -1,0 +1,86 @@
+"""What every feature must do."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lo_components import accumulators as acc
+from lo_components import features as ft
+
+TABLE = [
+    ft.Gradient(),
+    ft.Parameter(),
+    ft.Momenta(2),
+    ft.Squares(2),
+    ft.NormalizedMomenta(2),
+    ft.FactoredGradient(2),
+    ft.FactoredMomenta(2),
+    ft.RowSquares(2),
+    ft.ColumnSquares(2),
+    ft.InverseRoot(ft.RowSquares(2)),
+    ft.RMSNormalized(ft.Concat(ft.FactoredGradient(2), ft.ColumnSquares(2))),
+    ft.Concat(ft.Momenta(2), ft.RMSNormalized(ft.RowSquares(2)), ft.TimeEmbedding()),
+    ft.TimeEmbedding((1.0, 10.0)),
+]
+every_feature = pytest.mark.parametrize("feature", TABLE, ids=lambda f: type(f).__name__)
+
+_ACCUMULATORS = (acc.Momentum((0.5, 0.9)), acc.FactoredSquares((0.5, 0.9)))
+
+
+def _view(feature, grad, keep=None):
+    """A view with the statistics that the feature requires, and no others."""
+    squares = acc.SquaredMomentum((0.5,) if type(feature) is ft.NormalizedMomenta else (0.5, 0.9))
+    needed = [a for a in (*_ACCUMULATORS, squares) if a.produces in feature.requires and a.produces is not keep]
+    stats = tuple(a.read(a.update(grad, a.init(grad))) for a in needed)
+    return ft.TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32))
+
+
+def test_the_table_holds_every_feature(concrete_classes):
+    assert {type(f) for f in TABLE} == concrete_classes(ft, ft.AbstractFeature)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (0,)])
+@every_feature
+def test_channels_are_as_many_as_declared_and_broadcast_against_the_tensor(feature, shape, getkey):
+    channels = eqx.filter_jit(feature)(_view(feature, jax.random.normal(getkey(), shape)))
+    assert isinstance(channels, tuple)
+    assert sum(c.values.shape[0] for c in channels) == feature.size
+    for c in channels:
+        assert c.values.dtype == jnp.float32
+        assert c.values.ndim == 1 + len(shape)
+        assert jnp.broadcast_shapes(c.values.shape[1:], shape) == shape
+        assert c.mean_square is None or c.mean_square.shape == c.values.shape[:1]
+
+
+@every_feature
+def test_exactly_the_required_statistics_are_asked_for(feature):
+    feature(_view(feature, jnp.ones((4, 3))))
+    for kind in feature.requires:
+        with pytest.raises(ValueError, match=kind.__name__):
+            feature(_view(feature, jnp.ones((4, 3)), keep=kind))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3)])
+@every_feature
+def test_values_are_pointwise_over_the_tensor(feature, shape, getkey):
+    """Channels of some rows are some rows of the channels, so that a tensor can be evaluated block by block."""
+    view = _view(feature, jax.random.normal(getkey(), shape))
+    whole, part = feature(view), feature(view.rows(jnp.asarray(2, jnp.int32), 3))
+    for a, b in zip(whole, part, strict=True):
+        rows = a.values[:, 2:5] if a.values.shape[1] == 6 else a.values
+        np.testing.assert_allclose(b.values, rows, rtol=1e-6)
+        assert (a.mean_square is None, a.eps) == (b.mean_square is None, b.eps)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+@every_feature
+def test_zero_gradients_give_finite_channels(feature, shape):
+    for c in feature(_view(feature, jnp.zeros(shape))):
+        assert jnp.all(jnp.isfinite(c.scaled()))
+
+
+@every_feature
+def test_features_hold_no_meta_parameters(feature):
+    assert jax.tree.leaves(eqx.filter(feature, eqx.is_array)) == []

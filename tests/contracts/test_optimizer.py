@@ -1,0 +1,132 @@
+"""What every optimizer must do."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from helpers import assert_close, normal_tree
+
+from lo_components import optimizers, recipes
+from lo_components.optimizers import SGD, Adam, Clipped, OptaxOptimizer, Scaled, StepContext, as_optax
+
+SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
+SCALES = {"w": 0.5, "b": 2.0, "empty": 1.0}
+_LEARNED = recipes.lolv2(hidden_size=2, decays=(0.5, 0.9), key=jax.random.key(0))
+TABLE = [
+    _LEARNED,
+    Adam(0.1),
+    SGD(0.1),
+    OptaxOptimizer(optax.adamw(0.1)),
+    Scaled(_LEARNED, SCALES),
+    Clipped(_LEARNED, 0.5),
+    Clipped(Scaled(Adam(0.1), SCALES), 0.5),
+]
+every_optimizer = pytest.mark.parametrize("optimizer", TABLE, ids=lambda o: type(o).__name__)
+
+update = eqx.filter_jit(lambda o, *args, **kwargs: o.update(*args, **kwargs))
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def params():
+    return normal_tree(SHAPES, jax.random.key(1))
+
+
+@pytest.fixture
+def grads():
+    return normal_tree(SHAPES, jax.random.key(2))
+
+
+def _describe(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_the_table_holds_every_optimizer(concrete_classes):
+    assert {type(o) for o in TABLE} == concrete_classes(optimizers, optimizers.AbstractOptimizer)
+
+
+@every_optimizer
+def test_updates_are_like_params_and_states_keep_their_structure(optimizer, params, grads):
+    state = optimizer.init(params)
+    updates, new = update(optimizer, grads, state, params)
+    assert _describe(updates) == _describe(params)
+    assert _describe(new) == _describe(state)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((updates, new)))
+    assert any(jnp.any(x != 0) for x in jax.tree.leaves(updates))
+
+
+@every_optimizer
+def test_jit_equals_eager(optimizer, params, grads):
+    state = optimizer.init(params)
+    assert_close(optimizer.update(grads, state, params), update(optimizer, grads, state, params), rtol=1e-5)
+
+
+@every_optimizer
+def test_training_is_a_scan(optimizer, params, grads):
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (scanned, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=3))(params)
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = update(optimizer, grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_close(scanned, params, rtol=1e-5)
+
+
+@every_optimizer
+def test_mapping_over_runs_equals_separate_runs(optimizer, params, grads):
+    run = lambda p: optimizer.update(grads, optimizer.init(p), p)[0]  # noqa: E731
+    other = jax.tree.map(lambda x: 2.0 * x, params)
+    mapped = jax.jit(jax.vmap(run))(jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other))
+    for i, p in enumerate((params, other)):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), jax.jit(run)(p), rtol=1e-5)
+
+
+@every_optimizer
+def test_a_context_may_be_given_and_ignored(optimizer, params, grads):
+    state = optimizer.init(params)
+    with_context = update(optimizer, grads, state, params, context=StepContext(loss=1.0, num_steps=10))
+    assert_close(with_context, update(optimizer, grads, state, params))
+
+
+@every_optimizer
+def test_the_second_call_does_not_trace_again(optimizer, params, grads):
+    traces = 0
+
+    @eqx.filter_jit
+    def step(optimizer, grads, state, params):
+        nonlocal traces
+        traces += 1
+        return optimizer.update(grads, state, params)
+
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = step(optimizer, grads, state, params)
+        params = optax.apply_updates(params, updates)
+    assert traces == 1
+
+
+@every_optimizer
+def test_as_optax_gives_the_same_updates(optimizer, params, grads):
+    transformation = as_optax(optimizer)
+    state = transformation.init(params)
+    updates, _ = jax.jit(transformation.update)(grads, state, params)
+    assert_close(updates, update(optimizer, grads, optimizer.init(params), params)[0], rtol=1e-5)
+
+
+@every_optimizer
+def test_wrong_gradients_are_refused(optimizer, params, grads):
+    state = optimizer.init(params)
+    for wrong in ({"w": grads["w"]}, {**grads, "w": grads["w"].T}, {**grads, "b": jnp.asarray(1)}):
+        with pytest.raises(Exception, match="grads|params"):
+            optimizer.update(wrong, state, params)

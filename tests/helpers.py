@@ -1,0 +1,67 @@
+"""What several test files share. Imports the package inside functions only (see conftest.py)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
+SOURCE = Path(__file__).parent.parent / "src" / "lo_components"
+
+
+class KeySource:
+    """A new PRNG key on every call, the same ones in every run."""
+
+    def __init__(self, seed: int):
+        self._seed, self._count = seed, 0
+
+    def __call__(self):
+        self._count += 1
+        return jax.random.fold_in(jax.random.key(self._seed), self._count)
+
+
+def assert_close(actual, expected, *, rtol=1e-5, atol=1e-7):
+    """Same structure, shapes and dtypes, and leaves equal within tolerance."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        name = jax.tree_util.keystr(path)
+        a, b = jnp.asarray(a), jnp.asarray(b)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        np.testing.assert_allclose(
+            np.asarray(a.astype(jnp.float32)), np.asarray(b.astype(jnp.float32)), rtol=rtol, atol=atol, err_msg=name
+        )
+
+
+def normal_tree(shapes: dict, key, dtype=jnp.float32) -> dict:
+    """Normal draws of the given shapes, in the structure of `shapes` (dicts of tuples)."""
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten([jax.random.normal(k, s, dtype) for k, s in zip(keys, leaves, strict=True)])
+
+
+def load_golden(name: str) -> dict:
+    """A reference trajectory: `theta`, `params[t]` and `grads[t]`, keyed by leaf name (which may contain `/`)."""
+    config = MANIFEST[name]
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+
+    def under(prefix):
+        return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+    steps = config["T"]
+    return {
+        "config": config,
+        "theta": under("theta/"),
+        "params": [under(f"params/{t}/") for t in range(steps + 1)],
+        "grads": [under(f"grads/{t}/") for t in range(steps)],
+    }
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    """Run `code` in a fresh interpreter: no import hook, nothing imported yet."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

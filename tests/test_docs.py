@@ -1,0 +1,120 @@
+"""The documentation runs, and its API pages list every public name."""
+
+import importlib
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+SOURCE = ROOT / "src" / "lo_components"
+PACKAGES = sorted([p.parent.name for p in SOURCE.glob("*/__init__.py")] + [p.stem for p in SOURCE.glob("[!_]*.py")])
+
+_BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL
+)
+_DIRECTIVE = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?:    .*\n)*)", re.MULTILINE)
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _blocks(page: Path) -> list[str]:
+    """The page's Python blocks, each behind as many empty lines as make tracebacks show the page's own line numbers."""
+    text = page.read_text()
+    return ["\n" * text.count("\n", 0, m.start("code")) + _dedent(m) for m in _BLOCK.finditer(text)]
+
+
+def _dedent(match: re.Match) -> str:
+    indent = match["indent"]
+    return "".join(line.removeprefix(indent) for line in match["code"].splitlines(keepends=True))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=_name)
+def test_page_runs(page, tmp_path, monkeypatch):
+    # A registered module, since dataclasses look up the module of the classes that a page defines.
+    module = types.ModuleType(f"docs_{page.stem.replace('-', '_').lower()}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    # Most of the time goes into compiling programs that run for milliseconds.
+    unoptimized = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    # Optax's Adam mixes integers and floats, so pages run under the promotion that their readers have.
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            for block in _blocks(page):
+                exec(compile(block, _name(page), "exec"), vars(module))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", unoptimized)
+
+
+def test_every_python_fence_is_found():
+    """A fence that the pattern misses would never run."""
+    for page in PAGES:
+        assert len(_blocks(page)) == len(re.findall(r"^[ \t]*(?:```|~~~)[ \t]*(?:python|py)\b", page.read_text(), re.M))
+
+
+def _directives(package: str) -> dict[str, list[str]]:
+    """The names on a package's API page, with the members that each lists."""
+    text = (DOCS / "api" / f"{package}.md").read_text() + "\n"
+    return {m["name"]: re.findall(r"^        - (\w+)$", m["options"], re.MULTILINE) for m in _DIRECTIVE.finditer(text)}
+
+
+def _public_names(package: str) -> set[str]:
+    return _public(importlib.import_module(f"lo_components.{package}"))
+
+
+def _public(module: types.ModuleType) -> set[str]:
+    """What a package re-exports, or what a module defines."""
+    names = {n for n, x in vars(module).items() if not n.startswith("_") and not isinstance(x, types.ModuleType)}
+    if hasattr(module, "__path__"):
+        return names
+    return {n for n in names if getattr(vars(module)[n], "__module__", None) == module.__name__}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_api_page_lists_the_public_names(package):
+    prefix = f"lo_components.{package}"
+    listed = set(_directives(package)) - {prefix}
+    assert listed == {f"{prefix}.{name}" for name in _public_names(package)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_api_page_lists_the_members(package):
+    """The methods and properties that a class adds to those of the abstract classes above it are on its page."""
+    for name, members in _directives(package).items():
+        if name == f"lo_components.{package}":
+            continue
+        thing = getattr(importlib.import_module(f"lo_components.{package}"), name.rpartition(".")[2])
+        assert all(hasattr(thing, member) for member in members), name
+        if isinstance(thing, type):
+            assert _own_members(thing) <= set(members), name
+
+
+def _own_members(cls: type) -> set[str]:
+    inherited = {n for base in cls.__mro__[1:] for n in (*vars(base), *getattr(base, "__annotations__", {}))}
+    return {
+        name
+        for name, member in vars(cls).items()
+        if (isinstance(member, property) or (callable(member) and not isinstance(member, type)))
+        and (not name.startswith("_") or name == "__call__")
+        and name not in inherited
+    }
+
+
+def test_top_level_names_are_on_api_pages():
+    """The package's own namespace repeats names of its subpackages; nothing is public there alone."""
+    names = _public(importlib.import_module("lo_components"))
+    assert names <= {name for package in PACKAGES for name in _public_names(package)}
+
+
+def test_navigation_lists_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    missing = [p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).as_posix() not in navigation]
+    assert not missing

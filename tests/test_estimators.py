@@ -1,0 +1,276 @@
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from meta_helpers import (
+    START,
+    Counting,
+    Drift,
+    Fragile,
+    HashableList,
+    Ignorant,
+    Noisy,
+    Remembering,
+    assert_identical,
+    quadratic_unroll,
+)
+
+from lo_components.estimators import PES, TruncatedES
+from lo_components.optimizers import SGD, Clipped, Scaled
+from lo_components.unroll import ConstantHorizon, LogUniformHorizon, TruncatedUnroll
+
+STEPS = 20
+VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
+# The parameters of step t are START + t * velocity, so the gradient of the mean over t of half their squared norm is
+EXACT = np.mean([t * (START + t * VELOCITY) for t in range(STEPS)], axis=0)
+
+
+def mean_estimates(kind, windows, *, replicates, num_pairs=8):
+    """`[replicates, 3]` estimates of `EXACT`, each averaged over the windows of one whole horizon.
+
+    After as many windows again, in which the staggered first episodes end, every pair is in some window of a whole
+    episode; the next `windows` windows then meet every window of the horizon once.
+    """
+    estimator = kind(quadratic_unroll(steps=STEPS, window=STEPS // windows), num_pairs=num_pairs, std=0.1)
+    learner = Drift(jnp.asarray(VELOCITY))
+
+    def replicate(key):
+        init_key, key = jax.random.split(key)
+
+        def window(state, key):
+            estimate, state = estimator.estimate(learner, state, key=key)
+            return state, estimate.grad.velocity
+
+        grads = jax.lax.scan(window, estimator.init(learner, key=init_key), jax.random.split(key, 2 * windows))[1]
+        return jnp.mean(grads[windows:], axis=0)
+
+    return np.asarray(jax.jit(jax.vmap(replicate))(jax.random.split(jax.random.key(20), replicates)), np.float64)
+
+
+def mean_and_error(estimates):
+    return estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / math.sqrt(len(estimates))
+
+
+@pytest.mark.parametrize("windows", [1, 10])
+def test_pes_is_unbiased_for_the_gradient_of_the_mean_loss(windows):
+    mean, error = mean_and_error(mean_estimates(PES, windows, replicates=2000))
+    assert np.all(error < 0.02 * np.abs(EXACT).max())  # precise enough to tell a factor of 1.1 apart
+    np.testing.assert_array_less(np.abs(mean - EXACT), 4 * error)
+
+
+@pytest.fixture(scope="module")
+def truncated_estimates():
+    return mean_estimates(TruncatedES, 10, replicates=2000)
+
+
+def test_truncated_es_with_many_windows_is_biased_and_the_test_tells(truncated_estimates):
+    mean, error = mean_and_error(truncated_estimates)
+    assert np.all(np.abs(mean - EXACT) > 4 * error)
+
+
+def test_truncated_es_estimates_what_each_window_owes_to_its_own_parameters(truncated_estimates):
+    window = STEPS // 10
+    own = np.mean([(t % window) * (START + t * VELOCITY) for t in range(STEPS)], axis=0)
+    mean, error = mean_and_error(truncated_estimates)
+    np.testing.assert_array_less(np.abs(mean - own), 4 * error)
+
+
+def test_with_one_window_per_horizon_truncated_es_is_pes():
+    pes, es = (mean_estimates(kind, 1, replicates=8) for kind in (PES, TruncatedES))
+    assert np.all(pes != 0)
+    np.testing.assert_array_equal(es, pes)
+
+
+@eqx.filter_jit
+def init(estimator, learner, key):
+    return estimator.init(learner, key=key)
+
+
+@eqx.filter_jit
+def estimate(estimator, learner, state, key):
+    return estimator.estimate(learner, state, key=key)
+
+
+def run(estimator, learner, windows, *, key=0):
+    """The estimates and states of the first few windows."""
+    init_key, key = jax.random.split(jax.random.key(key))
+    state = init(estimator, learner, init_key)
+    states, estimates = [state], []
+    for window_key in jax.random.split(key, windows):
+        result, state = estimate(estimator, learner, state, window_key)
+        estimates.append(result)
+        states.append(state)
+    return estimates, states
+
+
+def test_pes_weighs_the_noise_sum_by_the_loss_difference():
+    window, std = 5, 0.1
+    estimator = PES(quadratic_unroll(steps=10_000, window=window), num_pairs=4, std=std)
+    estimates, states = run(estimator, Drift(jnp.asarray(VELOCITY)), 3)
+    assert not np.any(states[-1].inner.done)
+    start = np.tile(START.astype(np.float64), (2, 4, 1))
+    for i in range(3):
+        before, after = (np.asarray(s.noise_sum.velocity, np.float64) for s in states[i : i + 2])
+        velocity = VELOCITY + np.stack([after - before, before - after])
+        losses = np.mean([0.5 * np.sum((start + t * velocity) ** 2, axis=2) for t in range(window)], axis=0)
+        expected = np.mean(((losses[0] - losses[1]) / (2 * std**2))[:, None] * after, axis=0)
+        np.testing.assert_allclose(estimates[i].grad.velocity, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(estimates[i].loss, losses.mean(), rtol=1e-5)
+        start = start + window * velocity
+        np.testing.assert_allclose(np.moveaxis(states[i + 1].inner.params, 1, 0), start, rtol=1e-5, atol=1e-5)
+
+
+def test_noise_has_the_given_deviation_and_its_sum_restarts_with_the_episode():
+    estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2000, std=0.3)
+    _, states = run(estimator, Drift(jnp.asarray(VELOCITY)), 3)
+    assert not np.any(states[0].noise_sum.velocity)
+    for state in states[1:]:
+        done, noise = np.asarray(state.inner.done), np.asarray(state.noise_sum.velocity)
+        assert 800 < done.sum() < 1200
+        assert not np.any(noise[done])
+        assert np.all(np.any(noise[~done] != 0, axis=1))
+        # One window has passed since the last restart.
+        assert abs(noise[~done].std() - 0.3) < 4 * 0.3 / math.sqrt(2 * 3 * (~done).sum())
+
+
+def test_noise_is_drawn_anew_in_every_window_and_for_every_pair():
+    _, states = run(PES(quadratic_unroll(steps=10_000, window=5), num_pairs=4), Drift(jnp.asarray(VELOCITY)), 3)
+    sums = [np.asarray(s.noise_sum.velocity) for s in states]
+    noise = np.stack([b - a for a, b in zip(sums, sums[1:], strict=False)])
+    assert np.min(np.abs(noise[:, :, None] - noise[:, None, :])[:, ~np.eye(4, dtype=bool)]) > 0
+    assert np.min(np.abs(noise[1:] - noise[:-1])) > 1e-5
+
+
+@pytest.mark.parametrize("kind", [PES, TruncatedES])
+def test_members_of_a_pair_share_everything_but_their_noise(kind):
+    unroll = TruncatedUnroll(Noisy(), LogUniformHorizon(5, 15), 5)
+    estimates, states = run(kind(unroll, num_pairs=4), Ignorant(jnp.ones(2)), 6)
+    inners = [s.inner if kind is PES else s for s in states]
+    assert sum(int(np.sum(s.done)) for s in inners[:-1]) > 4
+    for estimate, inner in zip(estimates, inners[1:], strict=True):
+        np.testing.assert_array_equal(estimate.grad.unused, 0.0)
+        np.testing.assert_array_equal(inner.params[:, 0], inner.params[:, 1])
+        assert inner.step.shape == inner.horizon.shape == inner.done.shape == (4,)
+        assert len(np.unique(inner.params[:, 0, 0])) == 4
+
+
+def test_a_restarted_member_starts_with_the_perturbed_learner_of_its_window():
+    memory = np.array([5.0, -7.0], np.float32)
+    _, states = run(
+        PES(quadratic_unroll(steps=10, window=5), num_pairs=8, std=0.3), Remembering(jnp.asarray(memory)), 5
+    )
+    restarts = 0
+    for before, after in zip(states[1:], states[2:], strict=False):
+        plus, minus = np.moveaxis(np.asarray(after.inner.learner_state), 1, 0)
+        new = np.asarray(before.inner.done)
+        noise = np.asarray(after.noise_sum.memory)
+        np.testing.assert_allclose(plus[new], memory + noise[new], rtol=1e-6)
+        np.testing.assert_allclose(minus[new], memory - noise[new], rtol=1e-6)
+        np.testing.assert_array_equal(after.inner.learner_state[~new], before.inner.learner_state[~new])
+        restarts += new.sum()
+    assert restarts == 16
+
+
+@pytest.mark.parametrize("kind", [PES, TruncatedES])
+def test_a_pairs_noise_and_data_do_not_depend_on_how_many_there_are(kind):
+    unroll, learner = TruncatedUnroll(Noisy(), LogUniformHorizon(5, 15), 5), Drift(jnp.asarray(VELOCITY))
+    (_, few), (_, many) = (run(kind(unroll, num_pairs=n), learner, 3) for n in (2, 4))
+    for a, b in zip(few, many, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[:2], rtol=1e-6, atol=1e-7), a, b)
+
+
+def test_an_estimate_is_a_function_of_the_key():
+    estimator, learner = (
+        PES(TruncatedUnroll(Noisy(), ConstantHorizon(10), 5), num_pairs=2),
+        Drift(jnp.asarray(VELOCITY)),
+    )
+    first, again, other = (run(estimator, learner, 2, key=key)[0][-1] for key in (1, 1, 2))
+    assert_identical(again, first)
+    assert not np.any(np.asarray(other.grad.velocity) == np.asarray(first.grad.velocity))
+
+
+def test_pairs_that_become_non_finite_are_left_out_where_losses_have_no_maximum():
+    window, std = 5, 0.1
+    estimator = PES(quadratic_unroll(steps=10_000, window=window), num_pairs=64, std=std)
+    (estimate,), (_, state) = run(estimator, Fragile(jnp.asarray(0.0), limit=std), 1)
+    kept = ~np.asarray(state.inner.done)
+    assert 32 < kept.sum() < 54  # two thirds are expected
+    np.testing.assert_allclose(estimate.finite, kept.mean(), rtol=1e-6)
+    np.testing.assert_allclose(estimate.diagnostics["restarts"], 1 - kept.mean(), rtol=1e-5)
+    noise = np.asarray(state.noise_sum.velocity, np.float64)[kept]
+    assert np.all(np.abs(noise) <= std)
+    # On START + t * (+-noise) the difference of losses is the part odd in the noise.
+    difference = 2 * np.mean(range(window)) * START.sum() * noise
+    np.testing.assert_allclose(estimate.grad.velocity, np.mean(difference / (2 * std**2) * noise), rtol=1e-3)
+
+
+def test_a_pair_restarts_together_where_one_member_fails():
+    estimator = PES(quadratic_unroll(steps=10_000, window=5, max_loss=7.0), num_pairs=64, std=0.1)
+    (first, _), (_, one, two) = run(estimator, Fragile(jnp.asarray(0.0), limit=0.1), 2)
+    failed = np.asarray(one.inner.done)
+    one_sided = failed & np.any(np.all(np.isfinite(one.inner.params), axis=2), axis=1)
+    assert one_sided.sum() == failed.sum() > 8
+    np.testing.assert_array_equal(np.asarray(two.inner.step)[failed], 5)
+    assert np.all(np.isfinite(first.loss)) and np.isfinite(first.grad.velocity)
+
+
+def test_if_every_pair_fails_the_gradient_is_zero_and_no_particle_is_finite():
+    estimator = PES(quadratic_unroll(steps=10_000, window=5), num_pairs=2, std=0.1)
+    (estimate,), _ = run(estimator, Fragile(jnp.asarray(0.0), limit=-math.inf), 1)
+    assert estimate.finite == 0.0 and estimate.grad.velocity == 0.0
+
+
+@pytest.mark.parametrize("kind", [PES, TruncatedES])
+@pytest.mark.parametrize("scale", [jnp.asarray(0.5), np.asarray(0.5, np.float32)])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: Clipped(x, 1.0), lambda x: Scaled(x, 2.0)])
+def test_arrays_as_scales_are_refused(kind, scale, wrap):
+    estimator = kind(quadratic_unroll(steps=10, window=5), num_pairs=2)
+    with pytest.raises(ValueError, match="`Scaled` with arrays as scales"):
+        estimator.init(wrap(Scaled(SGD(jnp.asarray(0.1)), scale)), key=jax.random.key(0))
+
+
+def test_floats_as_scales_are_constants():
+    estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+    learner = Scaled(Drift(jnp.asarray(VELOCITY)), 0.0)
+    (estimate, _), (*_, state) = run(estimator, learner, 2)
+    assert len(jax.tree.leaves(estimate.grad)) == 1
+    np.testing.assert_array_equal(state.inner.params, np.tile(START, (2, 2, 1)))
+
+
+def test_constants_of_the_learner_have_no_gradient_and_dtypes_are_kept():
+    learner = (Drift(jnp.asarray(VELOCITY)), jnp.asarray(0.5, jnp.bfloat16), jnp.arange(3), 0.1, "text")
+
+    class First(Drift):
+        parts: tuple
+
+        def update(self, grads, state, params, **context):
+            return self.parts[0].update(grads, state, params, **context)
+
+    estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+    (estimate,), (_, state) = run(estimator, First(jnp.zeros(1), learner), 1)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(estimate.grad)] == [
+        ((1,), jnp.float32),
+        ((3,), jnp.float32),
+        ((), jnp.bfloat16),
+    ]
+    assert jax.tree.structure(state.noise_sum) == jax.tree.structure(estimate.grad)
+
+
+@pytest.mark.parametrize("kind", [PES, TruncatedES])
+@pytest.mark.parametrize("options", [{"num_pairs": 0}, {"std": 0.0}, {"std": -1.0}, {"std": math.nan}])
+def test_impossible_options_are_refused(kind, options):
+    with pytest.raises(ValueError, match="`num_pairs` must be at least 1 and `std` positive"):
+        kind(quadratic_unroll(steps=10, window=5), **options)
+
+
+def test_estimates_do_not_retrace():
+    learner = Counting(jnp.asarray(0.1), HashableList())
+    estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+    run(estimator, learner, 1)
+    assert learner.traces
+    learner.traces.clear()
+    run(estimator, learner, 20)
+    assert not learner.traces

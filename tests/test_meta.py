@@ -1,0 +1,584 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from meta_helpers import (
+    START,
+    Counting,
+    Drift,
+    Given,
+    HashableList,
+    Noisy,
+    assert_identical,
+    quadratic_unroll,
+    toy_task,
+)
+
+from lo_components.estimators import PES
+from lo_components.interop import CheckpointError, load_arrays, save_arrays
+from lo_components.meta import (
+    Checkpoints,
+    MetaState,
+    _loop,
+    _run_folder,
+    evaluate,
+    init_meta_state,
+    meta_optimizer,
+    meta_step,
+    meta_train,
+    read_log,
+)
+from lo_components.optimizers import SGD, Adam
+from lo_components.tasks import Quadratic
+from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam multiplies integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+# One meta-step.
+
+
+def given(grad, finite=1.0):
+    return Given(Drift(jnp.asarray(grad)), jnp.asarray(finite))
+
+
+def one_step(estimator, optimizer=None, *, theta=(0.0, 0.0)):
+    optimizer = meta_optimizer(100, warmup=0) if optimizer is None else optimizer
+    before = init_meta_state(Drift(jnp.asarray(theta)), estimator, optimizer, key=jax.random.key(0))
+    after, metrics = eqx.filter_jit(meta_step)(before, estimator, optimizer)
+    return before, after, metrics
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [given([1.0, 2.0], finite=0.0), given([1.0, math.nan]), given([math.inf, 1.0]), given([math.nan, 1.0], finite=0.5)],
+)
+def test_a_meta_step_without_a_usable_gradient_is_skipped_and_reported(estimator):
+    before, after, metrics = one_step(estimator, theta=(1.0, -1.0))
+    assert metrics.skipped == 1.0
+    assert_identical(after.learner, before.learner)
+    assert_identical(after.optimizer_state, before.optimizer_state)
+    assert after.step == 1 and after.estimator_state == 1
+
+
+def test_a_meta_step_that_would_make_theta_non_finite_is_skipped():
+    before, after, metrics = one_step(given([-1.0, 0.0]), optax.sgd(3e38), theta=(3e38, 0.0))
+    assert metrics.skipped == 1.0
+    assert_identical(after.learner, before.learner)
+
+
+def test_a_meta_step_with_some_finite_particles_is_taken():
+    before, after, metrics = one_step(given([3.0, -4.0], finite=0.25), optax.sgd(0.5), theta=(1.0, 1.0))
+    assert (metrics.skipped, metrics.finite, metrics.loss, metrics.grad_norm) == (0.0, 0.25, 2.5, 5.0)
+    np.testing.assert_allclose(after.learner.velocity, [-0.5, 3.0])
+
+
+def test_the_gradient_is_clipped_before_adam_sees_it():
+    huge, large = (one_step(given([scale, -scale]))[1] for scale in (1e6, 10.0))
+    assert np.all(np.abs(huge.learner.velocity) > 1e-3)
+    np.testing.assert_allclose(huge.learner.velocity, large.learner.velocity, rtol=1e-6)
+    (adam,) = [s for s in jax.tree.leaves(huge.optimizer_state, is_leaf=is_adam) if is_adam(s)]
+    np.testing.assert_allclose(adam.mu.velocity, 0.1 * np.array([1, -1]) / math.sqrt(2), rtol=1e-5)
+
+
+def is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
+
+def test_a_gradient_within_the_norm_is_not_clipped():
+    (adam,) = [
+        s for s in jax.tree.leaves(one_step(given([0.3, 0.4]))[1].optimizer_state, is_leaf=is_adam) if is_adam(s)
+    ]
+    np.testing.assert_allclose(adam.mu.velocity, [0.03, 0.04], rtol=1e-5)
+
+
+def learning_rates(num_steps, **options):
+    """What the meta-optimizer multiplies Adam's direction by: with a constant gradient that direction is 1."""
+    optimizer = meta_optimizer(num_steps, weight_decay=0.0, **options)
+
+    def step(state, _):
+        updates, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
+        return state, -updates[0]
+
+    return np.asarray(jax.jit(lambda: jax.lax.scan(step, optimizer.init(jnp.zeros(1)), length=num_steps + 1)[1])())
+
+
+@pytest.mark.parametrize(("num_steps", "warmup"), [(1000, 100), (40, 20)])
+def test_the_learning_rate_warms_up_linearly_and_decays_as_a_cosine(num_steps, warmup):
+    t = np.arange(num_steps + 1)
+    cosine = 0.5 * (1 + np.cos(np.pi * (t - warmup) / (num_steps - warmup)))
+    expected = np.where(t < warmup, 3e-10 + (3e-3 - 3e-10) * t / warmup, 1e-3 + (3e-3 - 1e-3) * cosine)
+    # In float32 the schedule's first value, a difference of two large ones, is 2.3e-10.
+    np.testing.assert_allclose(learning_rates(num_steps), expected, rtol=2e-4, atol=1e-10)
+
+
+def test_weight_decay_is_decoupled():
+    optimizer = meta_optimizer(100, peak=0.01, warmup=0, weight_decay=0.5)
+    updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.full(1, 2.0))
+    np.testing.assert_allclose(updates, [-0.01 * 0.5 * 2.0], rtol=1e-5)
+
+
+def test_meta_steps_use_new_keys_and_depend_on_the_runs_key():
+    estimator, optimizer = PES(TruncatedUnroll(Noisy(), ConstantHorizon(10), 5), num_pairs=2), optax.sgd(0.0)
+    step = eqx.filter_jit(lambda state: meta_step(state, estimator, optimizer))
+    losses = []
+    for seed in (0, 0, 1):
+        state = init_meta_state(SGD(jnp.asarray(0.0)), estimator, optimizer, key=jax.random.key(seed))
+        for _ in range(2):
+            state, metrics = step(state)
+            losses.append(float(metrics.loss))
+    assert losses[:2] == losses[2:4]
+    assert len(set(losses)) == 4
+
+
+# Meta-training.
+
+QUADRATIC = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+OPTIMIZER = optax.adam(0.05)
+CONFIG = {"task": "quadratic", "rate": 0.05, "sizes": (1, 2)}
+
+
+def train(folder=None, *, num_steps=30, every=7, config=CONFIG, learner=None, optimizer=OPTIMIZER, **options):
+    checkpoints = None if folder is None else Checkpoints(folder, config, every=every)
+    learner = SGD(jnp.asarray(0.01)) if learner is None else learner
+    options = {"log_every": 5, "progress": None, "key": jax.random.key(0), **options}
+    return meta_train(learner, QUADRATIC, optimizer, num_steps, checkpoints=checkpoints, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder and the learner of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        return folder, train(folder)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that folder."""
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_meta_training_lowers_the_meta_loss(finished):
+    trained = finished[1]
+    assert float(trained.learning_rate) > 0.3  # from 0.01; the best on this task is 1
+    assert not isinstance(trained.learning_rate, jax.core.Tracer) and np.shape(trained.learning_rate) == ()
+    rows = read_log(finished[0])
+    assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
+
+
+def test_the_log_has_the_mean_of_every_few_steps(finished, tmp_path):
+    rows = read_log(finished[0])
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert set(rows[0]) == {"step", "loss", "finite", "grad_norm", "skipped", "steps_per_second"}
+    assert all(row["finite"] == 1.0 and row["skipped"] == 0.0 and row["steps_per_second"] > 0 for row in rows)
+    train(tmp_path / "each", num_steps=10, log_every=1)
+    each = read_log(tmp_path / "each")
+    assert [row["step"] for row in each] == list(range(1, 11))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(rows[0][name], np.mean([row[name] for row in each[:5]]), rtol=1e-6)
+
+
+def test_the_last_step_is_logged_and_kept_whatever_the_intervals(tmp_path):
+    learner = train(tmp_path / "run", num_steps=7, every=100, log_every=4)
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [4, 7]
+    assert_identical(train(tmp_path / "run", num_steps=7, every=100, log_every=4), learner)
+
+
+def test_the_folder_holds_config_log_and_checkpoint(finished):
+    folder, learner = finished
+    assert set(contents(folder)) == {"config.json", "log.jsonl", "checkpoint.safetensors"}
+    assert json.loads((folder / "config.json").read_text()) == {"task": "quadratic", "rate": 0.05, "sizes": [1, 2]}
+    state = init_meta_state(SGD(jnp.asarray(0.0)), QUADRATIC, OPTIMIZER, key=jax.random.key(9))
+    loaded, metadata = load_arrays(folder / "checkpoint.safetensors", state)
+    assert isinstance(loaded, MetaState) and loaded.step == metadata["step"] == 30
+    assert_identical(loaded.learner, learner)
+
+
+def test_a_folder_changes_nothing_about_the_result(finished):
+    assert_identical(train(), finished[1])
+
+
+def test_the_callers_learner_and_task_stay_usable():
+    learner = SGD(jnp.asarray(0.01))
+    estimator = PES(TruncatedUnroll(Quadratic(jnp.asarray(START)), ConstantHorizon(10), 5), num_pairs=2)
+    key = jax.random.key(0)
+    first = meta_train(learner, estimator, OPTIMIZER, 3, progress=None, key=key)
+    np.testing.assert_array_equal(learner.learning_rate, np.float32(0.01))
+    np.testing.assert_array_equal(estimator.unroll.task.start, START)
+    assert_identical(meta_train(learner, estimator, OPTIMIZER, 3, progress=None, key=key), first)
+
+
+def test_meta_training_traces_once():
+    traces = []
+    for num_steps in (2, 50):
+        learner = Counting(jnp.asarray(0.01), HashableList())
+        train(learner=learner, num_steps=num_steps)
+        traces.append(len(learner.traces))
+    assert traces[0] == traces[1] > 0
+
+
+def test_the_bar_shows_the_loss_and_its_label(capsys):
+    train(num_steps=5, progress="toy run")
+    error = capsys.readouterr().err
+    assert "toy run" in error and "5/5" in error and "meta-loss " in error and "100% finite" in error
+    train(num_steps=5, progress=None)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 0}, {"log_every": 0}, {"num_steps": -1}])
+def test_impossible_numbers_of_steps_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="`num_steps` and `log_every` must be at least 1"):
+        train(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_every_zero_steps_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
+        Checkpoints(tmp_path, {}, every=0)
+
+
+# Stopping and continuing.
+
+
+def interrupt_after(monkeypatch, owner, name, calls):
+    """Make `owner.name` raise KeyboardInterrupt in its n-th call."""
+    function, count = getattr(owner, name), []
+
+    def wrapper(*args, **kwargs):
+        count.append(1)
+        if len(count) == calls:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+INTERRUPTIONS = {  # what raises in which call, the steps in the log by then, the step of the last checkpoint
+    "before the first checkpoint": (_run_folder.RunFolder, "log", 1, [], 0),
+    "in the log": (_run_folder.RunFolder, "log", 4, [5, 10, 15], 14),
+    "in a checkpoint": (_loop, "save_arrays", 2, [5, 10], 7),
+    "while a checkpoint is put in place": (os, "replace", 4, [5, 10, 15, 20], 14),
+    "in the last checkpoint": (_loop, "save_arrays", 5, [5, 10, 15, 20, 25, 30], 28),
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTIONS)
+def test_an_interrupted_run_continues_to_the_same_learner(finished, tmp_path, monkeypatch, case):
+    owner, name, calls, logged, resumed = INTERRUPTIONS[case]
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, owner, name, calls)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder)
+    assert ([row["step"] for row in read_log(folder)] if (folder / "log.jsonl").exists() else []) == logged
+    assert not [name for name in contents(folder) if name.startswith(".")]
+    assert_identical(train(folder), finished[1])
+    rows, expected = read_log(folder), read_log(finished[0])
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    for row, other in zip(rows, expected, strict=True):
+        if not row["step"] - 5 < resumed < row["step"]:  # the first row after a resume has the mean of fewer steps
+            assert {**row, "steps_per_second": 0} == {**other, "steps_per_second": 0}
+
+
+def test_a_run_interrupted_again_and_again_continues_to_the_same_learner(finished, tmp_path, monkeypatch):
+    for calls in (3, 2, 3):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, _run_folder.RunFolder, "log", calls)
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path / "run")
+    assert_identical(train(tmp_path / "run"), finished[1])
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_log_line_cut_short_is_written_again(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, _run_folder.RunFolder, "log", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 20, "los')
+    assert_identical(train(tmp_path / "run"), finished[1])
+    assert [row["step"] for row in read_log(tmp_path / "run")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_finished_run_is_read_and_not_repeated(finished, copied, monkeypatch):
+    before = contents(copied)
+    monkeypatch.setattr(_loop, "_step", None)
+    assert_identical(train(copied), finished[1])
+    assert_identical(train(str(copied), learner=SGD(jnp.asarray(5.0))), finished[1])
+    assert contents(copied) == before
+
+
+def test_a_longer_run_continues_a_finished_one(copied):
+    longer = train(copied, num_steps=40)
+    assert_identical(longer, train(num_steps=40))
+    assert [row["step"] for row in read_log(copied)] == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_a_shorter_run_than_the_folder_holds_is_refused(copied):
+    before = contents(copied)
+    with pytest.raises(ValueError, match="`num_steps` is 20, but this run has taken 30 meta-steps"):
+        train(copied, num_steps=20)
+    assert contents(copied) == before
+
+
+CHILD = """
+import sys
+import jax, jax.numpy as jnp, optax
+from lo_components.estimators import PES
+from lo_components.meta import Checkpoints, meta_train
+from lo_components.optimizers import SGD
+from lo_components.tasks import Quadratic
+from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+
+estimator = PES(TruncatedUnroll(Quadratic(jnp.asarray([1.0, -2.0, 0.5])), ConstantHorizon(10), 5), num_pairs=2)
+checkpoints = Checkpoints(sys.argv[1], {}, every=50)
+learner = meta_train(
+    SGD(jnp.asarray(0.01)), estimator, optax.adam(1e-4), int(sys.argv[2]),
+    checkpoints=checkpoints, log_every=20, progress=None, key=jax.random.key(0),
+)
+print(float(learner.learning_rate).hex())
+"""
+
+
+def start_child(folder, num_steps):
+    command = [sys.executable, "-c", CHILD, str(folder), str(num_steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_process_continues_to_the_same_learner(tmp_path, kill):
+    num_steps = 5000
+    child = start_child(tmp_path / "run", num_steps)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.1)
+    child.send_signal(kill)
+    _, error = child.communicate(timeout=120)
+    assert child.returncode != 0 and ("KeyboardInterrupt" in error) == (kill == signal.SIGINT)
+    assert read_log(tmp_path / "run")[-1]["step"] < num_steps
+    children = [start_child(tmp_path / name, num_steps) for name in ("run", "whole")]
+    continued, whole = (child.communicate(timeout=300)[0] for child in children)
+    assert continued == whole != ""
+    assert [row["step"] for row in read_log(tmp_path / "run")] == list(range(20, num_steps + 1, 20))
+
+
+# Folders and checkpoints that are not what they should be.
+
+
+def refused(folder, error, message, **options):
+    """Check that a run is refused for the given reason."""
+    with pytest.raises(error, match=message):
+        train(folder, **options)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_checkpoint_cut_short_is_refused_and_kept(copied, share):
+    path = copied / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    before = contents(copied)
+    message = f"`{path}` is cut short or corrupt .*left untouched. Delete it to start the run over"
+    refused(copied, CheckpointError, message)
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("position", [0, 20, 100, 400, -1])
+def test_a_checkpoint_with_a_flipped_byte_is_refused_and_kept(copied, position):
+    path = copied / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x04
+    path.write_bytes(data)
+    before = contents(copied)
+    refused(copied, CheckpointError, f"`{path}` .*Delete it to start the run over")
+    assert contents(copied) == before
+
+
+def test_a_foreign_checkpoint_is_refused_and_kept(copied):
+    path = copied / "checkpoint.safetensors"
+    for tree, message in (({"w": jnp.ones(3)}, "belongs to something else"), ({}, "lacks array")):
+        save_arrays(path, tree)
+        before = contents(copied)
+        refused(copied, CheckpointError, f"`{path}` .*{message}.*Delete it")
+        assert contents(copied) == before
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_and_kept(copied, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "run"
+    train(other, num_steps=2, config={"task": "other"})
+    path = copied / "checkpoint.safetensors"
+    path.write_bytes((other / path.name).read_bytes())
+    before = contents(copied)
+    refused(copied, CheckpointError, f"`{path}` belongs to a run with another configuration")
+    assert contents(copied) == before
+
+
+def test_a_checkpoint_of_another_learner_is_refused_and_kept(copied):
+    before = contents(copied)
+    message = r"holds `learner/learning_rate` as float32\[\], expected float32\[1\]"
+    refused(copied, CheckpointError, message, learner=SGD(jnp.full(1, 0.01)))
+    assert contents(copied) == before
+
+
+def test_without_its_checkpoint_a_run_starts_over(copied, finished):
+    (copied / "checkpoint.safetensors").unlink()
+    assert_identical(train(copied), finished[1])
+    assert [row["step"] for row in read_log(copied)] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_folder_of_another_configuration_is_refused_and_kept(copied):
+    before = contents(copied)
+    message = f"`{copied}` belongs to a run with another configuration .`rate` is 0.05 there, 0.1 here.*left untouched"
+    refused(copied, FileExistsError, message, config={**CONFIG, "rate": 0.1})
+    refused(copied, FileExistsError, "another configuration .`extra` is None there, 1", config={**CONFIG, "extra": 1})
+    (copied / "config.json").write_text("{not json")
+    refused(copied, FileExistsError, "another configuration; it was left untouched")
+    (copied / "config.json").write_bytes(b"\xff\xfe")
+    refused(copied, FileExistsError, "another configuration; it was left untouched")
+    assert {**contents(copied), "config.json": b""} == {**before, "config.json": b""}
+
+
+def test_a_folder_with_other_things_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    refused(tmp_path, FileExistsError, rf"`{tmp_path}` holds something else \(thesis.tex\); it was left untouched")
+    assert contents(tmp_path) == {"thesis.tex": b"precious"}
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "empty").mkdir()
+    train(tmp_path / "empty", num_steps=1)
+    assert len(contents(tmp_path / "empty")) == 3
+
+
+def test_a_file_in_place_of_the_folder_is_refused_and_kept(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("precious")
+    refused(path, FileExistsError, f"`{path}` is a file; give a folder")
+    refused(path / "below", PermissionError, f"`{path / 'below'}` cannot be written to .*; choose another folder")
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, existing):
+    folder = tmp_path / "locked"
+    if existing:
+        folder.mkdir()
+
+    def deny(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_run_folder, "write_atomically", deny)
+    if not existing:
+        monkeypatch.setattr(Path, "mkdir", deny)
+    refused(folder, PermissionError, f"`{folder}` cannot be written to .Permission denied.; choose another folder")
+    assert folder.exists() == existing and not (existing and contents(folder))
+
+
+# Meta-testing.
+
+TASK = toy_task()
+KEY = jax.random.key(2)
+
+
+def test_curves_have_one_row_per_seed_and_depend_on_the_key():
+    first, again, other = (evaluate(TASK, SGD(0.1), 30, key=jax.random.key(k)) for k in (0, 0, 1))
+    assert first.losses.shape == (3, 30) and first.finite.shape == (3,) and np.all(first.finite)
+    assert_identical(again, first)
+    assert not np.any(np.asarray(other.losses) == np.asarray(first.losses))
+    assert len(np.unique(first.losses[:, 0])) == 3
+    assert np.mean(first.losses[:, -5:]) < 0.8 * np.mean(first.losses[:, :5])
+
+
+def test_a_seed_depends_on_its_index_alone():
+    few, many = (evaluate(Noisy(), SGD(0.1), 30, num_seeds=n, key=KEY).losses for n in (2, 5))
+    np.testing.assert_allclose(few, many[:2], rtol=1e-5)
+
+
+def test_optimizers_compared_under_one_key_start_equal():
+    sgd, adam, idle = (evaluate(Noisy(), opt, 30, key=KEY).losses for opt in (SGD(0.1), Adam(0.1), SGD(0.0)))
+    np.testing.assert_allclose(sgd[:, 0], adam[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(sgd[:, 0], idle[:, 0], rtol=1e-6)
+    assert not np.any(np.isclose(sgd[:, 2:], adam[:, 2:], rtol=1e-6))
+    # Without training, what remains are the batches.
+    assert np.all(np.std(idle, axis=1) > 1e-3)
+
+
+def test_quadratic_curves_are_known():
+    curves = evaluate(Quadratic(jnp.asarray(START)), SGD(0.25), 6, num_seeds=2, key=KEY)
+    expected = 0.5 * np.sum(START**2) * 0.75 ** (2 * np.arange(6))
+    np.testing.assert_allclose(curves.losses, np.stack([expected, expected]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seeds_at_once", [1, 2, 9])
+def test_seeds_run_one_after_the_other_give_the_same_curves(seeds_at_once):
+    together = evaluate(Noisy(), SGD(0.1), 30, num_seeds=5, key=KEY)
+    apart = evaluate(Noisy(), SGD(0.1), 30, num_seeds=5, seeds_at_once=seeds_at_once, key=KEY)
+    np.testing.assert_allclose(apart.losses, together.losses, rtol=1e-5)
+
+
+def test_a_second_call_compiles_nothing():
+    optimizer = Counting(jnp.asarray(0.1), HashableList())
+    evaluate(Noisy(), optimizer, 30, key=KEY)
+    assert optimizer.traces
+    optimizer.traces.clear()
+    evaluate(Noisy(), Counting(jnp.asarray(0.2), optimizer.traces), 30, key=jax.random.key(8))
+    assert not optimizer.traces
+
+
+def test_learning_rates_side_by_side_equal_those_one_by_one():
+    rates = np.array([0.01, 0.1, 0.5], np.float32)
+    grid = eqx.filter_vmap(lambda rate: evaluate(Noisy(), Adam(rate), 30, num_seeds=2, key=KEY))(jnp.asarray(rates))
+    assert grid.losses.shape == (3, 2, 30) and grid.finite.shape == (3, 2)
+    single = [evaluate(Noisy(), Adam(jnp.asarray(rate)), 30, num_seeds=2, key=KEY) for rate in rates]
+    np.testing.assert_allclose(grid.losses, np.stack([s.losses for s in single]), rtol=1e-4)
+    np.testing.assert_allclose(grid.final(5), np.stack([s.final(5) for s in single]), rtol=1e-4)
+    assert grid.final(5).shape == (3, 2)
+
+
+def test_final_is_the_mean_of_the_last_steps():
+    curves = evaluate(Quadratic(jnp.asarray(START)), SGD(0.25), 30, num_seeds=2, key=KEY)
+    np.testing.assert_allclose(curves.final(3), np.mean(curves.losses[:, 27:], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(curves.final(), np.mean(curves.losses[:, 10:], axis=1), rtol=1e-6)
+    np.testing.assert_allclose(curves.final(1), curves.losses[:, -1], rtol=1e-6)
+    for last in (0, -2):
+        with pytest.raises(ValueError, match=f"`last` must be at least 1, got {last}"):
+            curves.final(last)
+
+
+def test_a_diverging_run_is_reported_and_left_as_it_is():
+    curves = evaluate(Quadratic(jnp.asarray(START)), SGD(1e30), 5, num_seeds=2, key=KEY)
+    assert not np.any(curves.finite)
+    np.testing.assert_allclose(curves.losses[:, 0], 0.5 * np.sum(START**2))
+    assert np.all(~np.isfinite(curves.losses[:, -1]))
+
+
+@pytest.mark.parametrize("sizes", [{"num_steps": 0}, {"num_seeds": 0}, {"seeds_at_once": 0}, {"seeds_at_once": -1}])
+def test_impossible_sizes_are_refused_by_name(sizes):
+    (name,) = sizes
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {sizes[name]}"):
+        evaluate(TASK, SGD(0.1), **{"num_steps": 5, "key": KEY, **sizes})

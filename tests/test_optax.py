@@ -1,0 +1,172 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_close, normal_tree
+
+from lo_components import recipes
+from lo_components.optimizers import SGD, Adam, OptaxOptimizer, StepContext, as_optax
+
+SHAPES = {"w": (3, 4), "b": (4,)}
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def problem(getkey):
+    return normal_tree(SHAPES, getkey()), [normal_tree(SHAPES, getkey()) for _ in range(3)]
+
+
+def _run(init, update, params, grads):
+    state = init(params)
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def test_a_learned_optimizer_trains_an_equinox_model_inside_a_chain(getkey):
+    model = eqx.nn.MLP(2, 1, 8, 1, key=getkey())
+    x = jax.random.normal(getkey(), (32, 2))
+    y = x[:, :1] * 0.5 + 0.3
+    # Weights that make the direction the first channel, relu(x) - relu(-x): the normalized gradient.
+    learned = recipes.lolv2(hidden_size=2, decays=(0.9,), step_mult=0.02, key=getkey())
+    head = learned.head
+    first = jnp.zeros_like(head.weights[0]).at[0, 0].set(1.0).at[0, 1].set(-1.0)
+    second = jnp.zeros_like(head.weights[1]).at[0, 0].set(1.0).at[1, 1].set(1.0)
+    third = jnp.zeros_like(head.weights[2]).at[0, 0].set(1.0).at[1, 0].set(-1.0)
+    learned = eqx.tree_at(lambda o: o.head.weights, learned, (first, second, third))
+    transformation = optax.chain(optax.clip_by_global_norm(1.0), as_optax(learned))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    @eqx.filter_jit
+    def train_step(params, state):
+        def loss_fn(params):
+            return jnp.mean(jnp.square(jax.vmap(eqx.combine(params, static))(x) - y))
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = transformation.update(grads, state, params, value=loss)
+        return loss, optax.apply_updates(params, updates), state
+
+    state = transformation.init(params)
+    losses = []
+    for _ in range(40):
+        loss, params, state = train_step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_as_optax_gives_the_optimizers_own_updates(problem):
+    params, grads = problem
+    learned = recipes.lolv2(hidden_size=2, decays=(0.5, 0.9), key=jax.random.key(0))
+    transformation = as_optax(learned)
+    assert isinstance(transformation, optax.GradientTransformationExtraArgs)
+    ours = _run(learned.init, eqx.filter_jit(learned.update), params, grads)
+    assert_close(_run(transformation.init, jax.jit(transformation.update), params, grads), ours)
+
+
+def test_as_optax_without_params_says_what_to_pass(problem):
+    params, grads = problem
+    transformation = as_optax(recipes.lolv2(hidden_size=2, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"needs the parameters: call `update\(grads, state, params\)`"):
+        transformation.update(grads[0], transformation.init(params))
+
+
+def _recording(seen):
+    def update(updates, state, params=None, *, value=None, num_steps=None, **extra):
+        seen.append((value, num_steps, extra))
+        return updates, state
+
+    return OptaxOptimizer(optax.GradientTransformationExtraArgs(lambda params: (), update))
+
+
+def test_value_and_num_steps_pass_both_bridges_and_other_arguments_are_ignored(problem):
+    params, grads = problem
+    seen = []
+    transformation = optax.chain(optax.identity(), as_optax(_recording(seen)))
+    state = transformation.init(params)
+    transformation.update(grads[0], state, params, value=jnp.float32(1.5), num_steps=10, grad=grads[0], unknown=3)
+    transformation.update(grads[0], state, params)
+    (value, num_steps, extra), nothing = seen
+    assert (value.dtype, float(value)) == (jnp.float32, 1.5)
+    assert (num_steps.dtype, int(num_steps)) == (jnp.int32, 10)
+    assert extra == {}
+    assert nothing == (None, None, {})
+
+
+def test_an_optax_optimizer_equals_optax(problem):
+    params, grads = problem
+    transformation = optax.adamw(0.1, weight_decay=0.1)
+    ours = OptaxOptimizer(transformation)
+    assert_close(
+        _run(ours.init, ours.update, params, grads), _run(transformation.init, transformation.update, params, grads)
+    )
+
+
+def test_an_optax_transformation_without_extra_arguments_takes_a_context(problem):
+    params, grads = problem
+    ours = OptaxOptimizer(optax.GradientTransformation(lambda params: (), lambda g, state, params: (g, state)))
+    assert_close(ours.update(grads[0], (), params, context=StepContext(loss=1.0, num_steps=3))[0], grads[0])
+
+
+def test_an_optax_optimizer_has_no_meta_parameters():
+    assert jax.tree.leaves(OptaxOptimizer(optax.adam(0.1))) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "transformation"),
+    [
+        (Adam(0.1), optax.adam(0.1)),
+        (Adam(0.1, b1=0.5, b2=0.8, eps=1e-2), optax.adam(0.1, b1=0.5, b2=0.8, eps=1e-2)),
+        (SGD(0.1), optax.sgd(0.1)),
+    ],
+)
+def test_baselines_equal_optax(ours, transformation, problem):
+    params, grads = problem
+    expected, _ = _run(transformation.init, transformation.update, params, grads)
+    assert_close(_run(ours.init, ours.update, params, grads)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", [Adam, SGD])
+def test_learning_rates_are_mapped_as_arrays_and_constants_as_floats(baseline, problem):
+    params, grads = problem
+
+    def final(learning_rate):
+        optimizer = baseline(learning_rate)
+        return _run(optimizer.init, optimizer.update, params, grads)[0]
+
+    rates = [1e-3, 1e-2, 1e-1]
+    mapped = jax.jit(jax.vmap(final))(jnp.array(rates))
+    for i, rate in enumerate(rates):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), final(rate), rtol=1e-5)
+    assert jax.tree.leaves(eqx.filter(baseline(0.1), eqx.is_array)) == []
+    assert len(jax.tree.leaves(eqx.filter(baseline(jnp.float32(0.1)), eqx.is_array))) == 1
+
+
+def test_gradients_flow_through_as_optax_built_inside_the_function(problem):
+    params, grads = problem
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def meta_gradient(learned):
+        transformation = as_optax(learned)
+        updates, _ = transformation.update(grads[0], transformation.init(params), params)
+        return jnp.sum(updates["w"] * grads[1]["w"])
+
+    leaves = jax.tree.leaves(meta_gradient(recipes.lolv2(hidden_size=2, decays=(0.9,), key=jax.random.key(0))))
+    assert all(jnp.all(jnp.isfinite(x)) for x in leaves)
+    assert sum(float(jnp.sum(jnp.abs(x))) for x in leaves) > 0
+
+
+def test_the_update_has_the_sign_that_apply_updates_expects():
+    grads = jnp.array([1.0, -2.0])
+    for optimizer in (SGD(0.1), Adam(0.1)):
+        updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+        np.testing.assert_array_equal(jnp.sign(updates), -jnp.sign(grads))

@@ -1,0 +1,489 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_close, normal_tree, run_python
+
+from lo_components import recipes
+from lo_components.accumulators import FactoredSquares, Momentum, SquaredMomentum
+from lo_components.features import (
+    Channels,
+    ColumnSquares,
+    Concat,
+    FactoredGradient,
+    Gradient,
+    InverseRoot,
+    Momenta,
+    NormalizedMomenta,
+    Parameter,
+    RMSNormalized,
+    RowSquares,
+    Squares,
+    TimeEmbedding,
+)
+from lo_components.heads import LinearHead, MLPHead
+from lo_components.optimizers import (
+    SGD,
+    Clipped,
+    LearnedOptimizer,
+    LearnedOptimizerState,
+    OptaxOptimizer,
+    Scaled,
+    StepContext,
+)
+from lo_components.steps import Direction, DirectionMagnitude
+
+SHAPES = {
+    "scalar": (),
+    "empty": (0,),
+    "empty_matrix": (3, 0),
+    "vector": (4,),
+    "matrix": (3, 5),
+    "rank3": (2, 3, 2),
+    "rank5": (1, 2, 2, 1, 3),
+}
+
+
+@eqx.filter_jit
+def update(optimizer, grads, state, params):
+    return optimizer.update(grads, state, params)
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    """small_fc_lopt, moved away from its initial biases and decays so that every part of theta matters."""
+    start = recipes.small_fc_lopt(momentum_decays=(0.9,), factored_decays=(0.99,), key=jax.random.key(0))
+    theta, static = eqx.partition(start, eqx.is_inexact_array)
+    leaves, treedef = jax.tree.flatten(theta)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.03 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return eqx.combine(treedef.unflatten(moved), static)
+
+
+@pytest.fixture(scope="module")
+def all_shapes(optimizer):
+    """Parameters of every rank with their first three gradients, updates and states."""
+    params = normal_tree(SHAPES, jax.random.key(2))
+    grads = [normal_tree(SHAPES, jax.random.key(3 + t)) for t in range(3)]
+    state, updates, states = optimizer.init(params), [], []
+    for g in grads:
+        new, state = update(optimizer, g, state, params)
+        updates.append(new)
+        states.append(state)
+    return params, grads, updates, states
+
+
+def test_updates_and_states_have_the_shapes_of_every_rank(all_shapes, optimizer):
+    params, _, updates, states = all_shapes
+    for new, state in zip(updates, states, strict=True):
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+        assert jax.tree.all(jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), (new, state)))
+        expected = jax.tree.map(lambda x: (x.shape, x.dtype), optimizer.init(params))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == expected
+    assert [int(s.step) for s in states] == [1, 2, 3]
+
+
+def test_tensors_are_updated_independently_and_scalars_like_tensors_of_one_element(all_shapes, optimizer):
+    params, grads, updates, _ = all_shapes
+    two = lambda tree: {"one": tree["scalar"].reshape(1), "matrix": tree["matrix"]}  # noqa: E731
+    state = optimizer.init(two(params))
+    for g, expected in zip(grads, updates, strict=True):
+        new, state = update(optimizer, two(g), state, two(params))
+        assert_close(new, two(expected), rtol=1e-4)
+
+
+def test_empty_tensors_keep_their_statistics(all_shapes, optimizer):
+    params, _, _, states = all_shapes
+    fresh = optimizer.init(params)
+    for name in ("empty", "empty_matrix"):
+        assert eqx.tree_equal(states[-1].accumulators[name], fresh.accumulators[name])
+
+
+def test_jit_equals_eager(all_shapes, optimizer):
+    params, grads, updates, states = all_shapes
+    few = lambda tree: {"matrix": tree["matrix"]}  # noqa: E731
+    eager, state = optimizer.update(few(grads[0]), optimizer.init(few(params)), few(params))
+    assert_close(eager, few(updates[0]), rtol=1e-4, atol=1e-9)
+    assert_close(state.accumulators, few(states[0].accumulators), rtol=1e-5)
+
+
+@pytest.mark.parametrize("grad_dtype", [jnp.bfloat16, jnp.float32])
+def test_bfloat16_parameters_get_bfloat16_updates_from_float32_states(grad_dtype, optimizer, getkey):
+    params = normal_tree({"w": (3, 5)}, getkey(), jnp.bfloat16)
+    grads = normal_tree({"w": (3, 5)}, getkey(), grad_dtype)
+    as_float32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+    new, state = update(optimizer, grads, optimizer.init(params), params)
+    expected, expected_state = update(optimizer, as_float32(grads), optimizer.init(params), as_float32(params))
+    assert new["w"].dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(state.accumulators)} == {jnp.dtype("float32")}
+    assert_close(state, expected_state)
+    assert_close(new["w"], expected["w"].astype(jnp.bfloat16), rtol=2**-7)
+
+
+def test_none_and_no_leaves_are_left_alone(optimizer, getkey):
+    params = {"w": jnp.ones(4), "frozen": None, "none": []}
+    new, state = update(optimizer, params, optimizer.init(params), params)
+    assert (new["frozen"], new["none"]) == (None, [])
+    assert new["w"].shape == (4,)
+    new, state = update(optimizer, new, state, params)
+    assert int(state.step) == 2
+    assert optimizer.update({}, optimizer.init({}), {})[0] == {}
+
+
+def test_the_second_call_does_not_trace_again(optimizer, getkey):
+    traces = 0
+
+    @eqx.filter_jit
+    def step(optimizer, grads, state, params):
+        nonlocal traces
+        traces += 1
+        return optimizer.update(grads, state, params, context=StepContext(loss=jnp.float32(1.0)))
+
+    params = {"w": jnp.ones((2, 3))}
+    state = optimizer.init(params)
+    for _ in range(3):
+        new, state = step(optimizer, params, state, params)
+        params = optax.apply_updates(params, new)
+    assert traces == 1
+
+
+def test_the_update_is_minus_the_step_multiplier_times_the_heads_output(getkey):
+    head = eqx.tree_at(
+        lambda h: (h.weight, h.bias), LinearHead(2, 1, key=getkey()), (jnp.array([[2.0], [0.5]]), jnp.array([3.0]))
+    )
+    optimizer = LearnedOptimizer((), Concat(Gradient(), Parameter()), head, Direction(0.1))
+    grads, params = jnp.array([1.0, -1.0]), jnp.array([4.0, 2.0])
+    new, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(new, [-0.1 * (2.0 + 2.0 + 3.0), -0.1 * (-2.0 + 1.0 + 3.0)], rtol=1e-6)
+
+
+def test_features_see_the_number_of_steps_before_this_one(getkey):
+    head = eqx.tree_at(lambda h: h.weight, LinearHead(1, 1, key=getkey()), jnp.ones((1, 1)))
+    optimizer = LearnedOptimizer((), TimeEmbedding((2.0,)), head, Direction(1.0))
+    params = {"w": jnp.ones((2, 3))}
+    state = optimizer.init(params)
+    for t in range(3):
+        new, state = optimizer.update(params, state, params)
+        np.testing.assert_allclose(new["w"], np.full((2, 3), -np.tanh(t / 2 - 1)), rtol=1e-5)
+
+
+def test_features_see_statistics_that_include_this_gradient(getkey):
+    head = eqx.tree_at(lambda h: h.weight, LinearHead(1, 1, key=getkey()), jnp.ones((1, 1)))
+    optimizer = LearnedOptimizer((Momentum((0.5,)),), Momenta(1), head, Direction(1.0))
+    state = optimizer.init(jnp.zeros(2))
+    first, state = optimizer.update(jnp.array([2.0, 4.0]), state, jnp.zeros(2))
+    second, _ = optimizer.update(jnp.zeros(2), state, jnp.zeros(2))
+    np.testing.assert_allclose([first, second], [[-1.0, -2.0], [-0.5, -1.0]], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def blockwise_optimizer():
+    normalized = RMSNormalized(
+        Concat(Gradient(), Momenta(1), FactoredGradient(1), RowSquares(1), InverseRoot(ColumnSquares(1)))
+    )
+    features = Concat(normalized, Parameter(), TimeEmbedding((3.0,)))
+    head = MLPHead(features.size, 2, hidden_size=32, key=jax.random.key(0))
+    return LearnedOptimizer((Momentum((0.9,)), FactoredSquares((0.9,))), features, head, DirectionMagnitude())
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("lo_components.optimizers._learned._BLOCKED_FROM", 48)
+    monkeypatch.setattr("lo_components.optimizers._learned._BLOCK_SIZE", 16)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (48,), (6, 2, 3, 4), (12, 12)])
+def test_evaluation_in_blocks_changes_nothing(shape, blockwise_optimizer, getkey, request):
+    optimizer = blockwise_optimizer
+    params, grads = jax.random.normal(getkey(), shape), jax.random.normal(getkey(), shape)
+    state = optimizer.init(params)
+    whole, _ = update(optimizer, grads, state, params)
+    request.getfixturevalue("small_blocks")
+    jitted = jax.jit(lambda g, s, p: optimizer.update(g, s, p)[0])
+    assert "while" in jitted.lower(grads, state, params).as_text()
+    # A block may sum in another order: relative to the largest element, as elements near zero cancel.
+    assert_close(jitted(grads, state, params), whole, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(whole))))
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (53,)])
+def test_tensors_whose_rows_cannot_be_divided_are_evaluated_whole(shape, blockwise_optimizer, small_blocks):
+    params = jnp.ones(shape)
+    lowered = jax.jit(lambda p: blockwise_optimizer.update(p, blockwise_optimizer.init(p), p)[0]).lower(params)
+    assert "while" not in lowered.as_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((100, 100), 100),
+        ((1024, 1024), 32),
+        ((2**18,), 2**15),
+        ((1000, 1000), 40),
+        ((2, 2**20), 1),
+        ((262147,), 262147),
+    ],
+)
+def test_blocks_are_the_smallest_divisor_of_the_rows_that_holds_enough_elements(shape, rows):
+    from lo_components.optimizers._learned import _rows_per_block
+
+    assert _rows_per_block(shape) == rows
+
+
+def test_only_heads_that_ask_for_it_are_evaluated_in_blocks(small_blocks, optimizer):
+    params = jnp.ones((12, 5))
+    lowered = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p)[0]).lower(params)
+    assert "while" not in lowered.as_text()
+
+
+def test_a_compiled_mapped_update_of_32769_rows_equals_the_eager_one(getkey):
+    # jax 0.10.2 compiled mapped matrix-vector products followed by a reduction to wrong numbers on CPUs.
+    rows = jax.random.normal(getkey(), (32769, 3))
+    vectors = jax.random.normal(getkey(), (2, 3))
+    loss = jax.vmap(lambda v: jnp.mean(jnp.square(rows @ v)))
+    np.testing.assert_allclose(jax.jit(loss)(vectors), loss(vectors), rtol=1e-5)
+
+    make = lambda k: MLPHead(3, 2, hidden_size=32, hidden_layers=2, key=k)  # noqa: E731
+    heads = eqx.filter_vmap(make)(jax.random.split(getkey(), 2))
+    size_of_output = jax.vmap(lambda head: jnp.mean(jnp.square(head((Channels(rows.T),)))))
+    np.testing.assert_allclose(jax.jit(size_of_output)(heads), size_of_output(heads), rtol=1e-5)
+
+
+def test_mapping_over_theta_equals_a_loop(getkey):
+    params, grads = normal_tree({"w": (3, 5)}, getkey()), normal_tree({"w": (3, 5)}, getkey())
+    keys = jax.random.split(getkey(), 2)
+
+    def one(optimizer):
+        return optimizer.update(grads, optimizer.init(params), params)
+
+    make = lambda k: recipes.small_fc_lopt(momentum_decays=(0.9,), factored_decays=(0.9,), key=k)  # noqa: E731
+    many = eqx.filter_vmap(make)(keys)
+    mapped, states = eqx.filter_jit(eqx.filter_vmap(one))(many)
+    alone = eqx.filter_jit(one)
+    for i, key in enumerate(keys):
+        new, state = alone(make(key))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], (mapped, states)), (new, state), rtol=1e-4)
+
+
+def test_gradients_with_respect_to_theta_are_finite_and_reach_every_part(all_shapes, optimizer):
+    params, grads, _, states = all_shapes
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def meta_gradient(optimizer):
+        new, _ = optimizer.update({"w": grads[1]["matrix"]}, state, {"w": params["matrix"]})
+        return jnp.sum(jnp.square(params["matrix"] + new["w"]))
+
+    state = LearnedOptimizerState(states[0].step, {"w": states[0].accumulators["matrix"]})
+    gradient = meta_gradient(optimizer)
+    assert jax.tree.structure(gradient) == jax.tree.structure(eqx.filter(optimizer, eqx.is_inexact_array))
+    for leaf in jax.tree.leaves(gradient):
+        assert jnp.all(jnp.isfinite(leaf))
+        assert jnp.any(leaf != 0)
+
+
+def test_theta_is_the_arrays_and_nothing_else(optimizer):
+    theta = eqx.filter(optimizer, eqx.is_array)
+    assert {x.dtype for x in jax.tree.leaves(theta)} == {jnp.dtype("float32")}
+    assert len(jax.tree.leaves(theta)) == 3 + 3 + 3
+    assert optimizer.step_rule.step_mult == 1e-3
+
+
+def _build(accumulators, features, head_sizes, step_rule=None):
+    head = LinearHead(*head_sizes, key=jax.random.key(0))
+    return LearnedOptimizer(accumulators, features, head, DirectionMagnitude() if step_rule is None else step_rule)
+
+
+def test_a_feature_without_its_accumulator_is_refused():
+    with pytest.raises(ValueError, match="require SecondMoment, which no accumulator produces.*given: FirstMoment"):
+        _build((Momentum(),), NormalizedMomenta(), (3, 2))
+    with pytest.raises(ValueError, match=r"require FactoredSecondMoment, .*given: none"):
+        _build((), Concat(Gradient(), RMSNormalized(InverseRoot(RowSquares(1)))), (2, 2))
+
+
+def test_two_accumulators_of_the_same_statistic_are_refused():
+    with pytest.raises(ValueError, match="Two accumulators produce the same statistic: FirstMoment"):
+        _build((Momentum((0.9,)), SquaredMomentum(), Momentum((0.5,))), Gradient(), (1, 2))
+
+
+def test_heads_that_fit_neither_features_nor_step_rule_are_refused():
+    with pytest.raises(ValueError, match="yield 4 channels, but the head takes 3"):
+        _build((Momentum(),), Concat(Momenta(), Gradient()), (3, 2))
+    with pytest.raises(ValueError, match="returns 2 channels, but the step rule takes 1"):
+        _build((), Gradient(), (1, 2), Direction())
+
+
+def test_statistics_with_another_number_of_channels_than_features_declare_are_refused():
+    optimizer = _build((SquaredMomentum((0.9, 0.99)),), Squares(), (1, 2))
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match="takes 1 channels, but the features yield 2"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+def test_state_of_other_parameters_is_refused(optimizer):
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    with pytest.raises(ValueError, match="`state` does not belong to `params`: their structures differ"):
+        optimizer.update(params, optimizer.init({"a": jnp.ones((2, 3))}), params)
+    with pytest.raises(ValueError, match="`state` does not belong to `params`: at `b`, of shape"):
+        optimizer.update(params, optimizer.init({"a": jnp.ones((2, 3)), "b": jnp.ones(5)}), params)
+    with pytest.raises(ValueError, match="`state` does not belong to `params`: at `a`, of shape"):
+        optimizer.update(params, recipes.lolv2(key=jax.random.key(0)).init(params), params)
+
+
+CHECKS_WITHOUT_HOOK = """
+import jax, jax.numpy as jnp
+import lo_components as loc
+from lo_components.optimizers import SGD, Adam, Clipped, OptaxOptimizer, Scaled
+import optax
+
+key = jax.random.key(0)
+params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+learned = loc.recipes.lolv2(hidden_size=2, key=key)
+optimizers = [learned, Adam(0.1), SGD(0.1), Scaled(learned, {"w": 1.0, "b": 1.0}), Clipped(learned, 1.0),
+              OptaxOptimizer(optax.sgd(0.1))]
+ints = {"w": jnp.ones((2, 3), int), "b": jnp.ones(3, int)}
+wrong_grads = {
+    "structure": {"w": params["w"]},
+    "shape": {"w": params["w"].T, "b": params["b"]},
+    "rank": {"w": params["w"][0], "b": params["b"]},
+    "dtype": ints,
+    "list": {"w": [[1.0]], "b": params["b"]},
+}
+for optimizer in optimizers:
+    name = type(optimizer).__name__
+    state = optimizer.init(params)
+    jax.eval_shape(optimizer.update, params, state, params)
+    for what, grads in wrong_grads.items():
+        try:
+            optimizer.update(grads, state, params)
+        except Exception as error:
+            print(name, what, "grads" in str(error) or "params" in str(error))
+        else:
+            print(name, what, "passed silently")
+    try:
+        optimizer.init(ints)
+    except Exception as error:
+        print(name, "init", "params" in str(error))
+    else:
+        print(name, "init", "passed silently")
+try:
+    learned.update(params, Adam(0.1).init(params), params)
+except Exception as error:
+    print("LearnedOptimizer state", "state" in str(error))
+else:
+    print("LearnedOptimizer state passed silently")
+"""
+
+
+def test_wrong_arguments_are_named_without_the_import_hook():
+    result = run_python(CHECKS_WITHOUT_HOOK)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6 * 6 + 1
+    assert [line for line in lines if not line.endswith("True")] == []
+
+
+PARAMS = {"w": (3, 4), "b": (4,)}
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_clipped_equals_optax(max_norm, getkey):
+    params, grads = normal_tree(PARAMS, getkey()), normal_tree(PARAMS, getkey())
+    clipped, state = Clipped(SGD(0.1), max_norm), optax.chain(optax.clip_by_global_norm(max_norm), optax.sgd(0.1))
+    new, _ = clipped.update(grads, clipped.init(params), params)
+    assert_close(new, state.update(grads, state.init(params), params)[0], rtol=1e-6)
+
+
+def test_clipped_keeps_the_dtype_and_passes_what_is_not_finite(getkey):
+    clipped = Clipped(SGD(1.0), 1.0)
+    grads = {"w": jnp.full((2,), 2.0, jnp.bfloat16), "b": jnp.full((), 2.0)}
+    new, _ = clipped.update(grads, clipped.init(grads), grads)
+    assert new["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(new["b"], -2 / np.sqrt(12), rtol=1e-6)
+    new, _ = clipped.update({"w": jnp.array([jnp.nan, 1.0])}, clipped.init({"w": jnp.ones(2)}), {"w": jnp.ones(2)})
+    assert jnp.all(jnp.isnan(new["w"]))
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan")])
+def test_max_norm_must_be_positive(max_norm):
+    with pytest.raises(ValueError, match="`max_norm` must be positive"):
+        Clipped(SGD(0.1), max_norm)
+
+
+@pytest.mark.parametrize("as_scale", [float, jnp.float32, np.float64])
+def test_scaled_multiplies_each_update_by_its_scale(as_scale, getkey):
+    params, grads = normal_tree(PARAMS, getkey()), normal_tree(PARAMS, getkey())
+    scaled = Scaled(SGD(0.1), {"w": as_scale(0.25), "b": as_scale(3.0)})
+    new, state = scaled.update(grads, scaled.init(params), params)
+    bare, bare_state = SGD(0.1).update(grads, SGD(0.1).init(params), params)
+    assert_close(new, {"w": 0.25 * bare["w"], "b": 3.0 * bare["b"]}, rtol=1e-6)
+    assert_close(state, bare_state)
+
+
+def test_scaled_keeps_the_dtype_of_the_update():
+    scaled = Scaled(SGD(1.0), {"w": 0.5, "b": jnp.float32(2.0)})
+    params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    new, _ = scaled.update(params, scaled.init(params), params)
+    assert_close(new, {"w": jnp.full(2, -0.5, jnp.bfloat16), "b": jnp.full(2, -2.0)})
+
+
+def test_float_scales_are_constants_and_array_scales_can_be_mapped(getkey):
+    params, grads = normal_tree(PARAMS, getkey()), normal_tree(PARAMS, getkey())
+    assert eqx.filter(Scaled(SGD(0.1), {"w": 0.5, "b": 2.0}), eqx.is_array).scales == {"w": None, "b": None}
+    multipliers = jnp.array([0.5, 1.0, 2.0])
+
+    def one(multiplier):
+        scaled = Scaled(SGD(0.1), {"w": multiplier, "b": 1.0})
+        return scaled.update(grads, scaled.init(params), params)[0]
+
+    mapped = jax.vmap(one)(multipliers)
+    for i, multiplier in enumerate(multipliers):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), one(multiplier), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scales", [{"w": 1.0}, {"w": 1.0, "c": 1.0}, [1.0, 1.0], 1.0, {"w": {"x": 1.0}, "b": 1.0}])
+def test_scales_of_another_structure_are_refused(scales, getkey):
+    params = normal_tree(PARAMS, getkey())
+    scaled = Scaled(SGD(0.1), scales)
+    with pytest.raises(ValueError, match="`scales` must have one float per leaf of `params`"):
+        scaled.init(params)
+    with pytest.raises(ValueError, match="`scales` must have one float per leaf of `params`"):
+        scaled.update(params, SGD(0.1).init(params), params)
+
+
+def test_a_wrapper_passes_the_context_on(getkey):
+    seen = []
+
+    def record(updates, state, params=None, *, value=None, num_steps=None, **_):
+        seen.append((value, num_steps))
+        return updates, state
+
+    recorder = OptaxOptimizer(optax.GradientTransformationExtraArgs(lambda params: (), record))
+    wrapped = Clipped(Scaled(recorder, {"w": 1.0}), 1.0)
+    params = {"w": jnp.ones(2)}
+    wrapped.update(params, wrapped.init(params), params, context=StepContext(loss=2.5, num_steps=7))
+    assert [(float(v), int(n)) for v, n in seen] == [(2.5, 7)]
+
+
+def test_step_context_takes_python_numpy_and_jax_scalars():
+    for loss, num_steps in [
+        (1.5, 10),
+        (np.float64(1.5), np.int64(10)),
+        (np.float32(1.5), 10),
+        (jnp.array(1.5), jnp.array(10)),
+    ]:
+        context = StepContext(loss=loss, num_steps=num_steps)
+        assert (context.loss_array().dtype, float(context.loss_array())) == (jnp.float32, 1.5)
+        assert (context.num_steps_array().dtype, int(context.num_steps_array())) == (jnp.int32, 10)
+    assert (StepContext().loss_array(), StepContext().num_steps_array()) == (None, None)
+
+
+def test_factored_gradient_of_a_rank_one_gradient_is_its_sign(getkey):
+    # g = a b^T has row and column means that factor exactly, so |g| times both factors is 1.
+    head = eqx.tree_at(lambda h: h.weight, LinearHead(1, 1, key=getkey()), jnp.ones((1, 1)))
+    optimizer = LearnedOptimizer((FactoredSquares((0.0,)),), FactoredGradient(1), head, Direction(1.0))
+    a, b = jnp.array([1.0, -2.0, 0.5]), jnp.array([3.0, 1.0, -1.0, 4.0])
+    grads = jnp.outer(a, b)
+    new, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    np.testing.assert_allclose(new, -jnp.sign(grads), rtol=1e-5)
