@@ -80,7 +80,7 @@ def _change_of_preactivations(parametrization, width):
     y = jax.random.normal(jax.random.key(1), (16, 4))
 
     def run(key):
-        build = dict(width=width, depth=3, parametrization=parametrization, base_width=WIDTHS[0])
+        build = dict(width=width, depth=2, parametrization=parametrization, base_width=WIDTHS[0])
         model = MLP(8, 4, **build, key=key)
         params, static = eqx.partition(model, eqx.is_inexact_array)
         optimizer = Scaled(Adam(1e-3), parametrization.update_scales(declared_widths(model)))
@@ -99,7 +99,9 @@ def _change_of_preactivations(parametrization, width):
         )
         return [jnp.mean(jnp.square(a - b)) for a, b in zip(before, after, strict=True)]
 
-    squares = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(2), SEEDS))
+    squares = jax.jit(jax.vmap(run), compiler_options={"xla_backend_optimization_level": 0})(
+        jax.random.split(jax.random.key(2), SEEDS)
+    )
     return np.sqrt([float(jnp.mean(s)) for s in squares])
 
 
@@ -118,7 +120,7 @@ def _exponents(parametrization):
 # over the factor 8 in width moves a fitted exponent by less than 0.1. A scale that is missing moves it by about 1.
 def test_under_mup_the_change_of_preactivations_does_not_depend_on_the_width():
     exponents = _exponents(MuP())
-    assert len(exponents) == 4
+    assert len(exponents) == 3
     np.testing.assert_allclose(exponents, 0.0, atol=0.25)
 
 

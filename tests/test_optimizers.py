@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,8 @@ SHAPES = {
 }
 
 
-@eqx.filter_jit
+# Compilation is most of this file's time, so it is asked to optimize little where nothing depends on that.
+@functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 def update(optimizer, grads, state, params):
     return optimizer.update(grads, state, params)
 
@@ -101,12 +104,11 @@ def test_empty_tensors_keep_their_statistics(all_shapes, optimizer):
         assert eqx.tree_equal(states[-1].accumulators[name], fresh.accumulators[name])
 
 
-def test_jit_equals_eager(all_shapes, optimizer):
-    params, grads, updates, states = all_shapes
-    few = lambda tree: {"matrix": tree["matrix"]}  # noqa: E731
-    eager, state = optimizer.update(few(grads[0]), optimizer.init(few(params)), few(params))
-    assert_close(eager, few(updates[0]), rtol=1e-4, atol=1e-9)
-    assert_close(state.accumulators, few(states[0].accumulators), rtol=1e-5)
+def test_jit_equals_eager(optimizer, getkey):
+    params, grads = normal_tree({"w": (3, 5)}, getkey()), normal_tree({"w": (3, 5)}, getkey())
+    state = optimizer.init(params)
+    compiled = eqx.filter_jit(lambda *args: optimizer.update(*args))(grads, state, params)
+    assert_close(compiled, optimizer.update(grads, state, params), rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("grad_dtype", [jnp.bfloat16, jnp.float32])
@@ -237,14 +239,13 @@ def test_only_heads_that_ask_for_it_are_evaluated_in_blocks(small_blocks, optimi
     assert "while" not in lowered.as_text()
 
 
-def test_a_compiled_mapped_update_of_32769_rows_equals_the_eager_one(getkey):
-    # jax 0.10.2 compiled mapped matrix-vector products followed by a reduction to wrong numbers on CPUs.
-    rows = jax.random.normal(getkey(), (32769, 3))
-    vectors = jax.random.normal(getkey(), (2, 3))
-    loss = jax.vmap(lambda v: jnp.mean(jnp.square(rows @ v)))
-    np.testing.assert_allclose(jax.jit(loss)(vectors), loss(vectors), rtol=1e-5)
+def test_compiled_products_mapped_over_32769_rows_equal_eager_ones(getkey):
+    """jax 0.10.2 got the last rows of the first of these wrong on CPUs (jax issue 39103)."""
+    matrix, rows = jax.random.normal(getkey(), (3, 3)), jax.random.normal(getkey(), (32769, 3))
+    mapped = jax.vmap(lambda row: jnp.sum(jnp.square(matrix @ row)))
+    np.testing.assert_allclose(jax.jit(mapped)(rows), mapped(rows), rtol=1e-4, atol=1e-4)
 
-    make = lambda k: MLPHead(3, 2, hidden_size=32, hidden_layers=2, key=k)  # noqa: E731
+    make = lambda key: MLPHead(3, 2, hidden_size=32, hidden_layers=2, key=key)  # noqa: E731
     heads = eqx.filter_vmap(make)(jax.random.split(getkey(), 2))
     size_of_output = jax.vmap(lambda head: jnp.mean(jnp.square(head((Channels(rows.T),)))))
     np.testing.assert_allclose(jax.jit(size_of_output)(heads), size_of_output(heads), rtol=1e-5)
@@ -315,10 +316,8 @@ def test_heads_that_fit_neither_features_nor_step_rule_are_refused():
 
 
 def test_statistics_with_another_number_of_channels_than_features_declare_are_refused():
-    optimizer = _build((SquaredMomentum((0.9, 0.99)),), Squares(), (1, 2))
-    params = jnp.ones(3)
-    with pytest.raises(ValueError, match="takes 1 channels, but the features yield 2"):
-        optimizer.update(params, optimizer.init(params), params)
+    with pytest.raises(ValueError, match="`size` is 1, but with these accumulators they yield 2 channels"):
+        _build((SquaredMomentum((0.9, 0.99)),), Squares(), (1, 2))
 
 
 def test_state_of_other_parameters_is_refused(optimizer):

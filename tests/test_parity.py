@@ -56,13 +56,10 @@ def test_a_network_written_out_element_by_element_agrees_too(name, monkeypatch):
     _check_trajectory({**run, **few})
 
 
-@pytest.mark.parametrize("name", ["mulo_h32_l2", "mlp_lopt"])
-def test_numpy_and_jax_inputs_give_the_same_update(name):
-    run = golden(name)
+def test_numpy_and_jax_inputs_give_the_same_update():
+    run = golden("mlp_lopt")
     optimizer = interop.from_reference(run["config"]["kind"], run["theta"], run["config"])
     leaves = ["scalar", "matrix"]
-    if "update_multipliers" in run["config"]:
-        optimizer = eqx.tree_at(lambda o: o.scales, optimizer, {k: optimizer.scales[k] for k in leaves})
     params = {k: run["params"][0][k] for k in leaves}
     grads = {k: run["grads"][0][k] for k in leaves}
     from_numpy, _ = optimizer.update(grads, optimizer.init(params), params)

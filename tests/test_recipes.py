@@ -70,7 +70,7 @@ def _our_features(optimizer, param, grads):
 REFERENCES = {"small_fc_lopt": _small_fc_lopt_features, "mulo": _small_fc_lopt_features, "lolv2": _lolv2_features}
 
 
-# Gradients around 1, where no epsilon matters, and around 1e-4, where all of them do.
+# Each epsilon matters somewhere: in the first column, whose gradients are 0, or where gradients are small.
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-4])
 @pytest.mark.parametrize("shape", [(4, 6), (5,)])
 @pytest.mark.parametrize("name", ["small_fc_lopt", "lolv2"])

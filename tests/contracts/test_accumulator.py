@@ -9,10 +9,8 @@ from helpers import assert_close
 from lo_components import accumulators as acc
 
 TABLE = [
-    acc.Momentum((0.5, 0.9)),
     acc.Momentum((0.5, 0.9), learnable=True),
     acc.SquaredMomentum((0.5,)),
-    acc.SquaredMomentum((0.5,), learnable=True),
     acc.FactoredSquares((0.5, 0.9)),
     acc.FactoredSquares((0.5, 0.9), learnable=True),
 ]

@@ -86,8 +86,8 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
         found = sum(c.values.shape[0] for c in channels)
         if found != self.features.size:
             raise ValueError(
-                f"The features' `size` is {self.features.size}, but with these accumulators they yield {found} channels; "
-                "does each feature's `size` match its accumulator's number of decays?"
+                f"The features' `size` is {self.features.size}, but with these accumulators they yield "
+                f"{found} channels; does each feature's `size` match its accumulator's number of decays?"
             )
         if self.head.in_size != self.features.size:
             raise ValueError(
