@@ -9,7 +9,7 @@ Prints a table and saves `quickstart.png` into the output folder. Interrupt it a
 
 import argparse
 import dataclasses
-import json
+import hashlib
 import sys
 import time
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ class Settings:
     """What identifies a run."""
 
     data: str
+    fingerprint: str
     seed: int
     meta_steps: int = 800
     meta_width: int = 32
@@ -53,6 +54,15 @@ SMOKE = dict(
 
 # Name, parametrization of its tasks, and step multiplier; the muLO paper's values.
 LEARNED = (("muLO", MuP(), 1e-2), ("LO", SP(), 1e-3))
+NAMES = ("muLO", "LO", "Adam")
+
+
+def fingerprint(dataset) -> str:
+    """Tells one data set from another."""
+    digest = hashlib.sha256()
+    for examples in dataset.splits.values():
+        digest.update(np.asarray(examples.images).tobytes() + np.asarray(examples.labels).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def task(settings: Settings, dataset, width: int, parametrization):
@@ -65,18 +75,19 @@ def meta_train(settings: Settings, dataset, name: str, parametrization, step_mul
     """Meta-train one learned optimizer on the narrow task, or read it from `out`."""
     unroll = loc.unroll.TruncatedUnroll(
         task(settings, dataset, settings.meta_width, parametrization),
-        loc.unroll.LogUniformHorizon(settings.horizon // 4, settings.horizon),
+        loc.unroll.ConstantHorizon(settings.horizon),
         settings.window,
     )
-    key = jax.random.key(settings.seed)
+    init_key, run_key = jax.random.split(jax.random.key(settings.seed))
+    config = {"name": name, "parametrization": repr(parametrization), "step_mult": step_mult}
     return loc.meta.meta_train(
-        loc.recipes.small_fc_lopt(hidden_size=4, step_mult=step_mult, key=key),
+        loc.recipes.small_fc_lopt(hidden_size=4, step_mult=step_mult, key=init_key),
         loc.estimators.PES(unroll, num_pairs=settings.pairs),
         loc.meta.meta_optimizer(settings.meta_steps),
         settings.meta_steps,
-        checkpoints=loc.meta.Checkpoints(out, {"optimizer": name, **dataclasses.asdict(settings)}, every=50),
+        checkpoints=loc.meta.Checkpoints(out, {**config, **dataclasses.asdict(settings)}, every=50),
         progress=f"meta-training {name}",
-        key=key,
+        key=run_key,
     )
 
 
@@ -98,10 +109,7 @@ def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, 
 def expected_results(settings: Settings):
     """The structure of all widths' losses."""
     return {
-        width: {
-            name: jax.ShapeDtypeStruct((settings.seeds, settings.test_steps(width)), jnp.float32)
-            for name in ("muLO", "LO", "Adam")
-        }
+        width: {name: jax.ShapeDtypeStruct((settings.seeds, settings.test_steps(width)), jnp.float32) for name in NAMES}
         for width in settings.widths
     }
 
@@ -137,7 +145,8 @@ def draw(settings: Settings, results: dict[int, dict[str, jax.Array]], out: Path
 
 def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0, smoke: bool = False) -> None:
     dataset = loc.data.digits() if data is None else loc.data.fashion_mnist(data)
-    settings = Settings("digits" if data is None else "fashion-mnist", seed, **(SMOKE if smoke else {}))
+    name = "digits" if data is None else "idx files"
+    settings = Settings(name, fingerprint(dataset), seed, **(SMOKE if smoke else {}))
     folder = loc.meta.RunFolder.open(out, dataclasses.asdict(settings))
     curves = folder.path / "curves.safetensors"
     seconds: dict[str, float] = {}
@@ -150,7 +159,12 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
 
     if curves.exists():
         print(f"This run is finished; its results are read from `{folder.path}` and drawn again.")
-        results, _ = loc.interop.load_arrays(curves, expected_results(settings))
+        try:
+            loaded, seconds = loc.interop.load_arrays(curves, expected_results(settings))
+        except loc.interop.CheckpointError as error:
+            raise ValueError(f"{error} Delete it to repeat the meta-tests; the meta-trained optimizers stay.") from None
+        # Dictionaries come back with sorted keys.
+        results = {width: {name: loaded[width][name] for name in NAMES} for width in settings.widths}
     else:
         optimizers, results = {}, {}
         for name, parametrization, step_mult in LEARNED:
@@ -162,10 +176,9 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
             with timed(f"meta-test width {width}"):
                 results[width] = meta_test(settings, dataset, width, optimizers)
             print(f"tested at width {width} in {seconds[f'meta-test width {width}']:.0f} s", flush=True)
-        loc.interop.save_arrays(curves, results)
+        loc.interop.save_arrays(curves, results, metadata=seconds)
     print(f"\nTraining loss, median of {settings.seeds} seeds (lowest to highest):\n\n{table(settings, results)}\n")
-    if seconds:
-        print("seconds: " + json.dumps({phase: round(s) for phase, s in seconds.items()}))
+    print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()))
     print(f"picture: {draw(settings, results, folder.path)}")
 
 

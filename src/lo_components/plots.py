@@ -41,7 +41,7 @@ def training_curves(
     for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
         for name, losses in curves.items():
             color = _COLORS[names.index(name) % len(_COLORS)]
-            smooth = np.maximum(_smoothed(np.asarray(losses)), floor)
+            smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
             steps = np.arange(smooth.shape[1])
             axis.plot(steps, np.median(smooth, axis=0), color=color, label=name, linewidth=1.8)
             axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)

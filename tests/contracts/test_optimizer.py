@@ -62,6 +62,18 @@ def test_updates_are_like_params_and_states_keep_their_structure(optimizer, para
     assert any(jnp.any(x != 0) for x in jax.tree.leaves(updates))
 
 
+@pytest.mark.parametrize(("param_dtype", "grad_dtype"), [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)])
+@every_optimizer
+def test_updates_have_the_dtype_of_params_whatever_that_of_the_gradients(
+    optimizer, param_dtype, grad_dtype, params, grads
+):
+    params = jax.tree.map(lambda x: x.astype(param_dtype), params)
+    grads = jax.tree.map(lambda x: x.astype(grad_dtype), grads)
+    state = optimizer.init(params)
+    updates, _ = jax.eval_shape(optimizer.update, grads, state, params)
+    assert _describe(updates) == _describe(params)
+
+
 @every_optimizer
 def test_jit_equals_eager(optimizer, params, grads):
     state = optimizer.init(params)

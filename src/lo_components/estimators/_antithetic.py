@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from .. import _tree
 from ..optimizers import Scaled
 from ..unroll import InnerState, TruncatedUnroll
+from ._base import Estimate
 
 
 class PairOutput(eqx.Module):
@@ -55,17 +56,46 @@ def unroll_pair(unroll: TruncatedUnroll, pair: Any, state: InnerState, *, key: P
     return PairOutput(out.losses, jnp.all(out.finite), after)
 
 
-def weigh(noise: PyTree, difference: Float[Array, " pairs"], std: float) -> PyTree:
-    r"""$\frac{1}{n}\sum_i \frac{L^+_i - L^-_i}{2\sigma^2}\,\epsilon_i$ over pairs with a finite difference."""
+def init_pairs(unroll: TruncatedUnroll, learner: Any, num_pairs: int, *, key: PRNGKeyArray) -> InnerState:
+    """The state of every pair; pair `i` depends on `key` and `i` alone."""
+    refuse_array_scales(learner)
+    return jax.vmap(lambda i: init_pair(unroll, learner, key=jax.random.fold_in(key, i)))(jnp.arange(num_pairs))
+
+
+def unroll_pairs(
+    unroll: TruncatedUnroll, learner: Any, inner: InnerState, std: float, *, key: PRNGKeyArray
+) -> tuple[PairOutput, PyTree[Float[Array, "pairs ..."]]]:
+    """One window of every pair with fresh noise of standard deviation `std`, and that noise.
+
+    Noise and data of pair `i` depend on `key` and `i` alone.
+    """
+    theta = eqx.filter(learner, eqx.is_inexact_array)
+
+    def one(index, inner: InnerState):
+        noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
+        noise = jax.tree.map(lambda e: std * e, _tree.normal_like(theta, key=noise_key))
+        return unroll_pair(unroll, perturbed(learner, noise), inner, key=unroll_key), noise
+
+    return jax.vmap(one)(jnp.arange(inner.done.shape[0]), inner)
+
+
+def estimate(out: PairOutput, noise: PyTree[Float[Array, "pairs ..."]], std: float) -> Estimate:
+    r"""The gradient $\frac{1}{n}\sum_i \frac{L^+_i - L^-_i}{2\sigma^2}\,\epsilon_i$, over pairs with a finite one."""
+    difference = jnp.mean(out.losses[:, 0] - out.losses[:, 1], axis=1)
     usable = jnp.isfinite(difference)
     weight = jnp.where(usable, difference, 0.0) / (2.0 * std**2 * jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32)))
-    return jax.tree.map(lambda e: jnp.tensordot(weight, e.astype(jnp.float32), axes=1).astype(e.dtype), noise)
+    return Estimate(
+        loss=jnp.mean(out.losses),
+        grad=jax.tree.map(lambda e: jnp.tensordot(weight, e.astype(jnp.float32), axes=1).astype(e.dtype), noise),
+        finite=jnp.mean(out.finite.astype(jnp.float32)),
+        diagnostics={"restarts": jnp.mean(out.state.done.astype(jnp.float32))},
+    )
 
 
-def draw_noise(learner: Any, std: float, *, key: PRNGKeyArray) -> PyTree:
-    """Normal noise of standard deviation `std` for every inexact array of the learner."""
-    theta = eqx.filter(learner, eqx.is_inexact_array)
-    return jax.tree.map(lambda e: std * e, _tree.normal_like(theta, key=key))
+def check_settings(num_pairs: int, std: float) -> None:
+    """Raise unless there is a pair and noise."""
+    if num_pairs < 1 or not std > 0:
+        raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {num_pairs} and {std}.")
 
 
 def refuse_array_scales(learner: Any) -> None:

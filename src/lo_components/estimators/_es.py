@@ -1,12 +1,10 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ..unroll import InnerState, TruncatedUnroll
-from ._antithetic import draw_noise, init_pair, perturbed, refuse_array_scales, unroll_pair, weigh
+from ._antithetic import check_settings, estimate, init_pairs, unroll_pairs
 from ._base import AbstractEstimator, Estimate
 
 
@@ -26,27 +24,11 @@ class TruncatedES(AbstractEstimator[InnerState]):
     std: float = eqx.field(default=0.01, static=True)
 
     def __check_init__(self):
-        if self.num_pairs < 1 or not self.std > 0:
-            raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {self.num_pairs} and {self.std}.")
+        check_settings(self.num_pairs, self.std)
 
     def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
-        refuse_array_scales(learner)
-        return jax.vmap(lambda i: init_pair(self.unroll, learner, key=jax.random.fold_in(key, i)))(
-            jnp.arange(self.num_pairs)
-        )
+        return init_pairs(self.unroll, learner, self.num_pairs, key=key)
 
     def estimate(self, learner: Any, state: InnerState, *, key: PRNGKeyArray) -> tuple[Estimate, InnerState]:
-        def particle(index, inner: InnerState):
-            noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
-            noise = draw_noise(learner, self.std, key=noise_key)
-            return unroll_pair(self.unroll, perturbed(learner, noise), inner, key=unroll_key), noise
-
-        out, noise = jax.vmap(particle)(jnp.arange(self.num_pairs), state)
-        difference = jnp.mean(out.losses[:, 0] - out.losses[:, 1], axis=1)
-        estimate = Estimate(
-            loss=jnp.mean(out.losses),
-            grad=weigh(noise, difference, self.std),
-            finite=jnp.mean(out.finite.astype(jnp.float32)),
-            diagnostics={"restarts": jnp.mean(out.state.done.astype(jnp.float32))},
-        )
-        return estimate, out.state
+        out, noise = unroll_pairs(self.unroll, learner, state, self.std, key=key)
+        return estimate(out, noise, self.std), out.state

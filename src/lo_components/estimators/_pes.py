@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..unroll import InnerState, TruncatedUnroll
-from ._antithetic import draw_noise, init_pair, perturbed, refuse_array_scales, unroll_pair, weigh
+from ._antithetic import check_settings, estimate, init_pairs, unroll_pairs
 from ._base import AbstractEstimator, Estimate
 
 
@@ -39,32 +39,16 @@ class PES(AbstractEstimator[PESState]):
     std: float = eqx.field(default=0.01, static=True)
 
     def __check_init__(self):
-        if self.num_pairs < 1 or not self.std > 0:
-            raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {self.num_pairs} and {self.std}.")
+        check_settings(self.num_pairs, self.std)
 
     def init(self, learner: Any, *, key: PRNGKeyArray) -> PESState:
-        refuse_array_scales(learner)
+        inner = init_pairs(self.unroll, learner, self.num_pairs, key=key)
         theta = eqx.filter(learner, eqx.is_inexact_array)
-        inner = jax.vmap(lambda i: init_pair(self.unroll, learner, key=jax.random.fold_in(key, i)))(
-            jnp.arange(self.num_pairs)
-        )
         return PESState(inner, jax.tree.map(lambda t: jnp.zeros((self.num_pairs, *t.shape), t.dtype), theta))
 
     def estimate(self, learner: Any, state: PESState, *, key: PRNGKeyArray) -> tuple[Estimate, PESState]:
-        def particle(index, inner: InnerState, noise_sum: PyTree):
-            noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
-            noise = draw_noise(learner, self.std, key=noise_key)
-            out = unroll_pair(self.unroll, perturbed(learner, noise), inner, key=unroll_key)
-            return out, jax.tree.map(jnp.add, noise_sum, noise)
-
-        out, noise_sum = jax.vmap(particle)(jnp.arange(self.num_pairs), state.inner, state.noise_sum)
-        difference = jnp.mean(out.losses[:, 0] - out.losses[:, 1], axis=1)
-        grad = weigh(noise_sum, difference, self.std)
-        kept = jax.tree.map(lambda e: jnp.where(out.state.done.reshape((-1,) + (1,) * (e.ndim - 1)), 0.0, e), noise_sum)
-        estimate = Estimate(
-            loss=jnp.mean(out.losses),
-            grad=grad,
-            finite=jnp.mean(out.finite.astype(jnp.float32)),
-            diagnostics={"restarts": jnp.mean(out.state.done.astype(jnp.float32))},
-        )
-        return estimate, PESState(out.state, kept)
+        out, noise = unroll_pairs(self.unroll, learner, state.inner, self.std, key=key)
+        noise_sum = jax.tree.map(jnp.add, state.noise_sum, noise)
+        done = out.state.done
+        kept = jax.tree.map(lambda e: jnp.where(done.reshape((-1,) + (1,) * (e.ndim - 1)), 0.0, e), noise_sum)
+        return estimate(out, noise_sum, self.std), PESState(out.state, kept)

@@ -32,7 +32,10 @@ def check_channels(features: tuple[Channels, ...], in_size: int) -> None:
     """Raise unless `features` hold `in_size` channels."""
     found = sum(c.values.shape[0] for c in features)
     if found != in_size:
-        raise ValueError(f"The head takes {in_size} channels, but the features yield {found}.")
+        raise ValueError(
+            f"The head takes {in_size} channels, but the features yield {found}: does each feature's `size` match its "
+            "accumulator's number of decays?"
+        )
 
 
 def full_shape(channels: tuple[Channels, ...]) -> tuple[int, ...]:

@@ -13,6 +13,25 @@ from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 # Entries of a manifest that say how a trajectory was made, not what the optimizer is.
 _IGNORED = {"kind", "T", "num_steps"}
 
+# What a configuration may say, and the originals' defaults.
+_SMALL_FC_LOPT = {
+    "hidden_size": 4,
+    "hidden_layers": 2,
+    "step_mult": 1e-3,
+    "exp_mult": 1e-3,
+    "initial_momentum_decays": (0.9, 0.99, 0.999),
+    "initial_rms_decays": (0.999,),
+    "initial_adafactor_decays": (0.9, 0.99, 0.999),
+}
+_MULO = {**_SMALL_FC_LOPT, "hidden_size": 32, "step_mult": 1e-2, "update_multipliers": None}
+_MLP_LOPT = {
+    "hidden_size": 32,
+    "hidden_layers": 2,
+    "step_mult": 1e-3,
+    "exp_mult": 1e-3,
+    "decays": (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999),
+}
+
 
 def from_reference(kind: str, theta: Mapping[str, np.ndarray | Array], config: Mapping[str, Any]) -> AbstractOptimizer:
     """The optimizer that an original implementation's weights and hyperparameters stand for.
@@ -35,19 +54,19 @@ def from_reference(kind: str, theta: Mapping[str, np.ndarray | Array], config: M
     return _KINDS[kind](dict(theta), {k: v for k, v in config.items() if k not in _IGNORED})
 
 
-def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any], **defaults) -> LearnedOptimizer:
-    momentum_decays = tuple(config.pop("initial_momentum_decays", (0.9, 0.99, 0.999)))
-    rms_decays = tuple(config.pop("initial_rms_decays", (0.999,)))
-    factored_decays = tuple(config.pop("initial_adafactor_decays", (0.9, 0.99, 0.999)))
+def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
+    known = _with_defaults(config, _SMALL_FC_LOPT)
+    momentum_decays, rms_decays, factored_decays = (
+        tuple(known.pop(f"initial_{name}_decays")) for name in ("momentum", "rms", "adafactor")
+    )
     if len(rms_decays) != 1:
         raise ValueError(f"`initial_rms_decays` must have one entry, got {rms_decays}.")
-    sizes = _take_config(config, hidden_size=4, hidden_layers=2, step_mult=1e-3, exp_mult=1e-3, **defaults)
     optimizer = recipes.small_fc_lopt(
         momentum_decays=momentum_decays,
         rms_decay=rms_decays[0],
         factored_decays=factored_decays,
         key=jax.random.key(0),
-        **sizes,
+        **known,
     )
 
     def where(o):
@@ -57,23 +76,22 @@ def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any], **defaults) ->
             *(a.decays.offset for a in o.accumulators),
         ]
 
-    layers = range(sizes["hidden_layers"] + 1)
+    layers = range(known["hidden_layers"] + 1)
     names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
     return _filled(optimizer, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
 
 
 def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
-    multipliers = config.pop("update_multipliers", None)
-    config = {"hidden_size": 32, "step_mult": 1e-2, **config}
-    optimizer = _small_fc_lopt(theta, config)
+    known = _with_defaults(config, _MULO)
+    multipliers = known.pop("update_multipliers")
+    optimizer = _small_fc_lopt(theta, known)
     return optimizer if multipliers is None else Scaled(optimizer, jax.tree.map(float, multipliers))
 
 
 def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
-    decays = tuple(config.pop("decays", (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)))
-    sizes = _take_config(config, hidden_size=32, hidden_layers=2, step_mult=1e-3, exp_mult=1e-3)
-    optimizer = recipes.lolv2(decays=decays, key=jax.random.key(0), **sizes)
-    layers = range(sizes["hidden_layers"] + 1)
+    known = _with_defaults(config, _MLP_LOPT)
+    optimizer = recipes.lolv2(decays=tuple(known.pop("decays")), key=jax.random.key(0), **known)
+    layers = range(known["hidden_layers"] + 1)
     names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
     return _filled(optimizer, lambda o: [*o.head.weights, *o.head.biases], names, theta)
 
@@ -85,7 +103,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer]]
 }
 
 
-def _take_config(config: dict[str, Any], **defaults) -> dict[str, Any]:
+def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(config) - set(defaults))
     if unknown:
         raise ValueError(f"`config` has an unknown key `{unknown[0]}`; known here: {', '.join(sorted(defaults))}.")

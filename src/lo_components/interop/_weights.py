@@ -1,7 +1,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,16 +72,21 @@ def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader finds the old file or the whole new one, whatever happens."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary_name(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary_name(path: Path) -> Path:
+    """Where this thread writes what is to become `path`; left there only by a kill in the middle of a write."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

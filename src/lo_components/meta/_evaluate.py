@@ -1,7 +1,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..optimizers import AbstractOptimizer
 from ..tasks import AbstractTask
@@ -18,7 +18,7 @@ class Evaluation(eqx.Module):
     """
 
     losses: Float[Array, "seeds steps"]
-    finite: Array
+    finite: Bool[Array, " seeds"]
 
     def final(self, last: int = 20) -> Float[Array, "*vmapped seeds"]:
         """Each seed's mean loss over the last `last` steps."""
@@ -38,8 +38,9 @@ def evaluate(
 ) -> Evaluation:
     """Meta-test: train a task from scratch with an optimizer, several seeds at once, in one compiled call.
 
-    A second call with the same task, optimizer type and sizes compiles nothing. Seeds depend on `key` and their index
-    alone, so optimizers compared under one key see the same initial parameters and batches.
+    A second call with the same task object and sizes, and an optimizer of equal constants, compiles nothing. Seeds
+    depend on `key` and their index alone, so optimizers compared under one key see the same initial parameters and
+    batches.
 
     **Arguments:**
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,35 +23,25 @@ class RunFolder:
         where it cannot be written.
         """
         path = Path(path)
+        try:
+            text = json.dumps(dict(config), indent=1, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`config` must hold what JSON can hold ({error}).") from None
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"`{path}` is a file; give a folder to write to.")
+        stamp = path / "config.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            found = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+            found = sorted(p.name for p in path.iterdir() if not p.name.startswith(f".{stamp.name}."))
         except OSError as error:
             raise _not_writable(path, error) from None
-        expected = json.loads(json.dumps(dict(config)))
-        stamp = path / "config.json"
-        if not found:
-            try:
-                write_atomically(stamp, json.dumps(expected, indent=1, sort_keys=True).encode())
-            except OSError as error:
-                raise _not_writable(path, error) from None
-            return RunFolder(path, expected)
-        if "config.json" not in found:
-            raise FileExistsError(
-                f"`{path}` holds something else ({', '.join(found[:3])}); it was left untouched. Choose an empty "
-                "folder."
-            )
+        expected = json.loads(text)
+        if found:
+            _check_stamp(stamp, expected, found)
         try:
-            actual = json.loads(stamp.read_text())
-        except ValueError:
-            actual = None
-        if actual != expected:
-            raise FileExistsError(
-                f"`{path}` belongs to a run with another configuration{_difference(actual, expected)}; it was left "
-                "untouched. Choose another folder, or delete this one."
-            )
+            write_atomically(stamp, text.encode())
+        except OSError as error:
+            raise _not_writable(path, error) from None
         return RunFolder(path, expected)
 
     @property
@@ -62,9 +53,9 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to the log."""
+        """Append one line to the log; what is not finite becomes `null`."""
         with self._log.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
 
     def truncate_log(self, step: int) -> None:
         """Drop the lines after `step`, and a last line cut short, which a resumed run writes again."""
@@ -79,6 +70,24 @@ class RunFolder:
             if row["step"] <= step:
                 kept.append(line + "\n")
         write_atomically(self._log, "".join(kept).encode())
+
+
+def _check_stamp(stamp: Path, expected: dict[str, Any], found: list[str]) -> None:
+    """Raise unless the folder's `config.json` is the expected one."""
+    if stamp.name not in found:
+        raise FileExistsError(
+            f"`{stamp.parent}` holds something else ({', '.join(found[:3])}); it was left untouched. Choose an empty "
+            "folder."
+        )
+    try:
+        actual = json.loads(stamp.read_text())
+    except ValueError:
+        actual = None
+    if actual != expected:
+        raise FileExistsError(
+            f"`{stamp.parent}` belongs to a run with another configuration{_difference(actual, expected)}; it was left "
+            "untouched. Choose another folder, or delete this one."
+        )
 
 
 def _not_writable(path: Path, error: OSError) -> PermissionError:

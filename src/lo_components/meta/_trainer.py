@@ -77,6 +77,11 @@ def init_meta_state(
     learner: Any, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
 ) -> MetaState:
     """The state before the first meta-step."""
+    if not jax.tree.leaves(eqx.filter(learner, eqx.is_inexact_array)):
+        raise ValueError(
+            "`learner` has no floating-point arrays, so there is nothing to learn. Python numbers are constants: write "
+            "`jnp.asarray(0.1)` for a number that is to be learned."
+        )
     estimator_key, run_key = jax.random.split(key)
     return MetaState(
         learner,

@@ -2,6 +2,7 @@ import abc
 from typing import Generic, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -54,3 +55,8 @@ class AbstractOptimizer(eqx.Module, Generic[StateT]):
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
         """The update to add to `params`, and the next state."""
+
+
+def cast_like(updates: Params, params: Params) -> Params:
+    """`updates` in the dtypes of `params`, which optax leaves to its transformations."""
+    return jax.tree.map(lambda u, p: u.astype(jnp.asarray(p).dtype), updates, params)

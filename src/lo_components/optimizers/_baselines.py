@@ -2,7 +2,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .._types import Params, typechecked
-from ._base import AbstractOptimizer, StepContext
+from ._base import AbstractOptimizer, StepContext, cast_like
 
 
 class Adam(AbstractOptimizer[optax.OptState]):
@@ -35,7 +35,8 @@ class Adam(AbstractOptimizer[optax.OptState]):
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:
-        return self._transformation().update(grads, state, params)
+        updates, state = self._transformation().update(grads, state, params)
+        return cast_like(updates, params), state
 
 
 class SGD(AbstractOptimizer[optax.OptState]):
@@ -56,4 +57,5 @@ class SGD(AbstractOptimizer[optax.OptState]):
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:
-        return optax.scale_by_learning_rate(self.learning_rate).update(grads, state, params)
+        updates, state = optax.scale_by_learning_rate(self.learning_rate).update(grads, state, params)
+        return cast_like(updates, params), state

@@ -82,13 +82,6 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
                 f"The features require {', '.join(missing)}, which no accumulator produces; add one that does "
                 f"(given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
             )
-        channels = jax.eval_shape(self._example_channels)
-        found = sum(c.values.shape[0] for c in channels)
-        if found != self.features.size:
-            raise ValueError(
-                f"The features' `size` is {self.features.size}, but with these accumulators they yield "
-                f"{found} channels; does each feature's `size` match its accumulator's number of decays?"
-            )
         if self.head.in_size != self.features.size:
             raise ValueError(
                 f"The features yield {self.features.size} channels, but the head takes {self.head.in_size}."
@@ -97,12 +90,6 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
             raise ValueError(
                 f"The head returns {self.head.out_size} channels, but the step rule takes {self.step_rule.in_size}."
             )
-
-    def _example_channels(self) -> tuple[Channels, ...]:
-        """The features of a small tensor, for their shapes."""
-        tensor = jnp.zeros((2, 3), jnp.float32)
-        stats = tuple(a.read(a.init(tensor)) for a in self.accumulators)
-        return self.features(TensorView(tensor, tensor, stats, jnp.zeros((), jnp.int32)))
 
     @typechecked
     def init(self, params: Params) -> LearnedOptimizerState:
@@ -161,9 +148,10 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
         return states
 
     def _update_leaf(self, param, grad, states: tuple, deltas, step: Int[Array, ""], context: StepContext):
+        param = jnp.asarray(param)
         tensor = _as_tensor(param)
         if tensor.size == 0:
-            return jnp.asarray(param), states
+            return param, states
         grad = _as_tensor(grad)
         states = tuple(a.update(grad, s) for a, s in zip(self.accumulators, states, strict=True))
         view = TensorView(
@@ -178,30 +166,37 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
         return self._step(view).reshape(param.shape).astype(param.dtype), states
 
     def _step(self, view: TensorView) -> Float[Array, "*shape"]:
-        shape = view.param.shape
-        rows = _rows_per_block(shape)
+        shape, rows = view.param.shape, _rows_per_block(view.param.shape)
         if not (self.head.blockwise and self.step_rule.pointwise) or rows == shape[0]:
             return self._pointwise(self.features(view), view)
-        # Two passes over blocks of rows that stay in the cache: the mean squares of the channels, then the rest.
-        num_blocks = shape[0] // rows
+        # Two passes over blocks of rows that stay in the cache: the mean squares of the channels, then the rest. The
+        # last block may be smaller.
+        num_blocks, rest = divmod(shape[0], rows)
+        last = view.rows(jnp.asarray(num_blocks * rows), rest) if rest else None
 
-        def mean_squares(i: Int[Array, ""]) -> list[Float[Array, " c"] | None]:
-            return [c.mean_square for c in self.features(view.rows(i * rows, rows))]
+        def mean_squares(part: TensorView) -> list[Float[Array, " c"] | None]:
+            weight = part.param.shape[0] / shape[0]
+            return [None if c.mean_square is None else weight * c.mean_square for c in self.features(part)]
 
         def accumulate(i: Int[Array, ""], total):
-            return jax.tree.map(lambda a, b: a + b / num_blocks, total, mean_squares(i))
+            return jax.tree.map(jnp.add, total, mean_squares(view.rows(i * rows, rows)))
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(mean_squares, view.step))
+        like = jax.eval_shape(mean_squares, view)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         means = jax.lax.fori_loop(0, num_blocks, accumulate, zeros)
+        if last is not None:
+            means = jax.tree.map(jnp.add, means, mean_squares(last))
 
-        def block(i: Int[Array, ""], update: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-            part = view.rows(i * rows, rows)
+        def evaluated(part: TensorView) -> Float[Array, "rows ..."]:
             channels = [Channels(c.values, m, c.eps) for c, m in zip(self.features(part), means, strict=True)]
             # Without the barrier XLA fuses the arithmetic into the write, element by element.
-            new = jax.lax.optimization_barrier(self._pointwise(tuple(channels), part))
-            return jax.lax.dynamic_update_slice_in_dim(update, new, i * rows, 0)
+            return jax.lax.optimization_barrier(self._pointwise(tuple(channels), part))
 
-        return jax.lax.fori_loop(0, num_blocks, block, jnp.zeros(shape, jnp.float32))
+        def block(i: Int[Array, ""], update: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+            return jax.lax.dynamic_update_slice_in_dim(update, evaluated(view.rows(i * rows, rows)), i * rows, 0)
+
+        update = jax.lax.fori_loop(0, num_blocks, block, jnp.zeros(shape, jnp.float32))
+        return update if last is None else update.at[num_blocks * rows :].set(evaluated(last))
 
     def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
         out = self.head(channels)
@@ -210,12 +205,11 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
 
 
 def _rows_per_block(shape: tuple[int, ...]) -> int:
-    """How many rows of a tensor to evaluate at a time: a divisor of their number; all of them if it is small."""
+    """How many rows of a tensor to evaluate at a time; all of them if it is small."""
     size = math.prod(shape)
     if size < _BLOCKED_FROM:
         return shape[0]
-    least = min(shape[0], -(-_BLOCK_SIZE * shape[0] // size))
-    return next(n for n in range(least, shape[0] + 1) if shape[0] % n == 0)
+    return min(shape[0], -(-_BLOCK_SIZE * shape[0] // size))
 
 
 def _as_tensor(x) -> Float[Array, "*shape"]:

@@ -4,7 +4,7 @@ import equinox as eqx
 import optax
 
 from .._types import Params, typechecked
-from ._base import AbstractOptimizer, StepContext
+from ._base import AbstractOptimizer, StepContext, cast_like
 
 
 class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
@@ -35,7 +35,8 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         if context.num_steps is not None:
             extra["num_steps"] = context.num_steps_array()
         transformation = optax.with_extra_args_support(self.transformation)
-        return transformation.update(grads, state, params, **extra)
+        updates, state = transformation.update(grads, state, params, **extra)
+        return cast_like(updates, params), state
 
 
 def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraArgs:

@@ -56,7 +56,7 @@ class Scaled(AbstractOptimizer[StateT]):
 class Clipped(AbstractOptimizer[StateT]):
     r"""Another optimizer that sees gradients clipped to a global norm: $g \leftarrow g \min(1, c / \lVert g \rVert)$.
 
-    The norm is over all leaves together. A non-finite norm passes through, so that it is noticed.
+    The norm is over all leaves together. A norm that is not finite makes the gradients NaN, so that it is noticed.
 
     **Arguments:**
 
@@ -80,11 +80,12 @@ class Clipped(AbstractOptimizer[StateT]):
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
         norm = optax.tree.norm(jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32), grads))
-        factor = self.max_norm / jnp.maximum(norm, self.max_norm)
+        factor = jnp.where(jnp.isfinite(norm), self.max_norm / jnp.maximum(norm, self.max_norm), jnp.nan)
         clipped = jax.tree.map(lambda g: _scaled(factor, g), grads)
         return self.optimizer.update(clipped, state, params, context=context)
 
 
 def _scaled(factor, x):
     """`factor * x`, computed in float32, in the dtype of `x`."""
-    return (jnp.asarray(factor, jnp.float32) * jnp.asarray(x).astype(jnp.float32)).astype(x.dtype)
+    x = jnp.asarray(x)
+    return (jnp.asarray(factor, jnp.float32) * x.astype(jnp.float32)).astype(x.dtype)
