@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._types import typechecked
 from ..optimizers import AbstractOptimizer
 from ..tasks import AbstractTask
 from ..unroll import GradientStep
@@ -27,6 +28,7 @@ class Evaluation(eqx.Module):
         return jnp.mean(self.losses[..., -last:], axis=-1)
 
 
+@typechecked
 def evaluate(
     task: AbstractTask,
     optimizer: AbstractOptimizer,

@@ -10,6 +10,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from .._types import typechecked
 from ..estimators import AbstractEstimator
 from ..interop import CheckpointError, load_arrays, save_arrays
 from ._run_folder import RunFolder
@@ -36,6 +37,7 @@ class Checkpoints:
             raise ValueError(f"`every` must be at least 1, got {self.every}.")
 
 
+@typechecked
 def meta_train(
     learner: Any,
     estimator: AbstractEstimator,

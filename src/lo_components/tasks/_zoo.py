@@ -1,11 +1,13 @@
 import math
 
+from .._types import typechecked
 from ..data import ImageDataset
 from ..nn import MLP
 from ..parametrization import SP, AbstractParametrization
 from ._supervised import ImageClassification
 
 
+@typechecked
 def mlp_classification(
     dataset: ImageDataset,
     *,

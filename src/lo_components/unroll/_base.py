@@ -68,8 +68,10 @@ class TruncatedUnroll(eqx.Module):
     inner_step: AbstractInnerStep = GradientStep()
 
     def __check_init__(self):
-        if self.window < 1:
-            raise ValueError(f"`window` must be at least 1, got {self.window}.")
+        if not isinstance(self.horizon, AbstractHorizon):
+            raise TypeError(f"`horizon` must be a horizon, for instance `ConstantHorizon(400)`, got {self.horizon!r}.")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"`window` must be at least 1 and a whole number, got {self.window!r}.")
 
     def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
         """A first episode, part of whose horizon is spent."""
