@@ -48,7 +48,7 @@ class Settings:
 
 
 SMOKE = dict(
-    meta_steps=4, meta_width=8, widths=(8, 16), horizon=20, steps=20, widest_steps=10, pairs=2, window=10, seeds=2,
+    meta_steps=4, meta_width=8, widths=(16,), horizon=20, steps=20, widest_steps=10, pairs=2, window=10, seeds=2,
     adam_rates=(1e-2, 1e-3), batch_size=16,
 )  # fmt: skip
 
