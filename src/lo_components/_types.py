@@ -12,8 +12,6 @@ FloatArray = Float[Array | np.ndarray, "?*leaf"]
 # Every argument annotated `Params` in one signature must agree in structure and leaf shapes.
 Params = PyTree[FloatArray, "P"]
 
-Scalar = Float[Array, ""]
-
 # A tree of Python floats or scalar arrays, one per leaf of the parameters.
 Scales = PyTree[Any]
 

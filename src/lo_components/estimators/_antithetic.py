@@ -80,7 +80,7 @@ def unroll_pairs(
 
 
 def estimate(out: PairOutput, noise: PyTree[Float[Array, "pairs ..."]], std: float) -> Estimate:
-    r"""The gradient $\frac{1}{n}\sum_i \frac{L^+_i - L^-_i}{2\sigma^2}\,\epsilon_i$, over pairs with a finite one."""
+    r"""The gradient $\frac{1}{n}\sum_i \frac{L^+_i - L^-_i}{2\sigma^2}\,\epsilon_i$, over pairs where it is finite."""
     difference = jnp.mean(out.losses[:, 0] - out.losses[:, 1], axis=1)
     usable = jnp.isfinite(difference)
     weight = jnp.where(usable, difference, 0.0) / (2.0 * std**2 * jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32)))

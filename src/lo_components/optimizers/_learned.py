@@ -117,14 +117,12 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
 
         **Returns:** the update to add to `params`, in their dtype, and the next state.
         """
-        paths_and_params, treedef = jax.tree_util.tree_flatten_with_path(params)
+        params_flat, treedef = jax.tree.flatten(params)
         grads_flat = treedef.flatten_up_to(grads)
         states_flat = self._matching_states(state, params, treedef)
         deltas_flat = [None] * len(grads_flat) if context.deltas is None else treedef.flatten_up_to(context.deltas)
         updates, states = [], []
-        for (_, param), grad, leaf_state, deltas in zip(
-            paths_and_params, grads_flat, states_flat, deltas_flat, strict=True
-        ):
+        for param, grad, leaf_state, deltas in zip(params_flat, grads_flat, states_flat, deltas_flat, strict=True):
             update, leaf_state = self._update_leaf(param, grad, leaf_state, deltas, state.step, context)
             updates.append(update)
             states.append(leaf_state)
