@@ -4,7 +4,7 @@
     python examples/quickstart.py --data FOLDER   # Fashion-MNIST's four idx files
     python examples/quickstart.py --smoke         # everything in small, under a minute
 
-Prints a table and saves `quickstart.png` into the output folder. Interrupt it and run it again: it continues.
+Prints a table and saves `quickstart.png` and the optimizers' weights into the output folder. Interrupt it and run it again: it continues.
 """
 
 import argparse
@@ -172,6 +172,8 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
                 optimizers[name] = meta_train(
                     settings, dataset, name, parametrization, step_mult, folder.path / name.lower()
                 )
+            # To use it elsewhere: `loc.interop.load_arrays(path, recipe)` puts the weights into a recipe of its settings.
+            loc.interop.save_arrays(folder.path / f"{name.lower()}.safetensors", optimizers[name])
         for width in settings.widths:
             with timed(f"meta-test width {width}"):
                 results[width] = meta_test(settings, dataset, width, optimizers)

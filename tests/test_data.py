@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from meta_helpers import toy_images
 
-from lo_components.data import digits, fashion_mnist, image_dataset, read_idx, sample_batch
+from lo_components.data import digits, fashion_mnist, image_dataset, read_idx, sample_batch, take_batch
 
 NAMES = {
     "train-images-idx3-ubyte": 3,
@@ -57,8 +57,8 @@ BAD = {
     "signed integers": (GOOD[:2] + b"\x0c" + GOOD[3:], "not an idx file"),
     "two axes": (idx_bytes(values(3, 4)) + bytes(20), "not an idx file"),
     "values cut short": (GOOD[:-1], r"should hold 60 values of shape \(3, 4, 5\), but holds 59"),
-    "too long": (GOOD + b"\0", r"should hold 60 values of shape \(3, 4, 5\), but holds 61"),
-    "absurd shape": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "should hold"),
+    "too long": (GOOD + b"\0", r"should hold 60 values of shape \(3, 4, 5\), but holds more"),
+    "absurd shape": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "it is not unpacked"),
 }
 
 
@@ -261,6 +261,18 @@ def test_batches_come_from_the_split_asked_for():
     assert np.abs(np.asarray(images)[:, None] - test[None]).max(axis=2).min(axis=1).max() < 1e-5
     with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'train'\], got 'valid'"):
         sample_batch(dataset, 50, split="valid", key=jax.random.key(0))
+
+
+def test_examples_are_taken_from_their_places():
+    dataset = toy_images()
+    for split in ("train", "test"):
+        examples = dataset.splits[split]
+        index = np.array([2, 0, 2, len(examples.labels) - 1, 10**6])
+        images, labels = take_batch(dataset, jnp.asarray(index), split=split)
+        index[-1] = index[-2]
+        expected = (np.asarray(examples.images) - dataset.mean) / dataset.std
+        np.testing.assert_allclose(images, expected[index], rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(labels, np.asarray(examples.labels)[index])
 
 
 def test_a_batch_is_a_function_of_the_key_also_under_jit():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lo_components.nn import MLP, Linear, declared_widths
-from lo_components.parametrization import SP, MuP, WidthSpec
+from lo_components.parametrization import SP, Axis, MuP, WidthSpec
 
 # Of a standard normal cut at two standard deviations; the papers' networks do not correct for it.
 TRUNCATED_STD = 0.8796
@@ -98,7 +98,7 @@ def test_declared_widths_say_how_each_array_grows(getkey):
 
 
 def test_widths_are_declared_inside_any_pytree(getkey):
-    layer = Linear(WidthSpec((4, 3), "input", 3), parametrization=SP(), key=getkey())
+    layer = Linear(3, Axis.growing(4, 4), parametrization=SP(), key=getkey())
     widths = declared_widths({"first": [layer], "scale": jnp.ones(3)})
     assert widths["first"][0].weight == layer.width
     assert widths["scale"] is None

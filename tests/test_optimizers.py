@@ -28,7 +28,9 @@ from lo_components.features import (
 from lo_components.heads import LinearHead, MLPHead
 from lo_components.optimizers import (
     SGD,
+    Adam,
     Clipped,
+    Decayed,
     LearnedOptimizer,
     LearnedOptimizerState,
     OptaxOptimizer,
@@ -488,3 +490,46 @@ def test_factored_gradient_of_a_rank_one_gradient_is_its_sign(getkey):
     grads = jnp.outer(a, b)
     new, _ = optimizer.update(grads, optimizer.init(grads), grads)
     np.testing.assert_allclose(new, -jnp.sign(grads), rtol=1e-5)
+
+
+def test_decay_is_subtracted_from_the_update_and_only_once(getkey):
+    params = {"w": jax.random.normal(getkey(), (3, 2)), "b": jnp.ones(2)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    decayed = Decayed(SGD(0.5), 0.1)
+    updates, _ = decayed.update(grads, decayed.init(params), params)
+    jax.tree.map(lambda u, p: np.testing.assert_allclose(u, -0.5 - 0.1 * p, rtol=1e-6), updates, params)
+    exempt = Decayed(SGD(0.5), 0.1, min_ndim=2)
+    updates, _ = exempt.update(grads, exempt.init(params), params)
+    np.testing.assert_array_equal(updates["b"], -0.5)
+    np.testing.assert_allclose(updates["w"], -0.5 - 0.1 * params["w"], rtol=1e-6)
+
+
+def test_decay_inside_of_scaling_is_scaled_and_around_it_is_not(getkey):
+    params = {"w": jax.random.normal(getkey(), (3, 2))}
+    grads, scales = jax.tree.map(jnp.zeros_like, params), {"w": 0.25}
+    for optimizer, factor in (
+        (Scaled(Decayed(SGD(1.0), 0.1), scales), 0.025),
+        (Decayed(Scaled(SGD(1.0), scales), 0.1), 0.1),
+    ):
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["w"], -factor * params["w"], rtol=1e-6)
+
+
+def test_decayed_adam_is_adamw_of_optax(getkey):
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes integers and floats
+        params = {"w": jax.random.normal(getkey(), (3, 2))}
+        ours, theirs = Decayed(Adam(0.01), 0.01 * 0.3), optax.adamw(0.01, weight_decay=0.3)
+        our_state, their_state = ours.init(params), theirs.init(params)
+        for _ in range(3):
+            grads = {"w": jax.random.normal(getkey(), (3, 2))}
+            our_updates, our_state = ours.update(grads, our_state, params)
+            their_updates, their_state = theirs.update(grads, their_state, params)
+            np.testing.assert_allclose(our_updates["w"], their_updates["w"], rtol=1e-5)
+
+
+def test_decay_keeps_the_dtype_and_is_exact_in_bfloat16():
+    params = {"w": jnp.full(2, 1.0, jnp.bfloat16)}
+    decayed = Decayed(SGD(1.0), 2.0**-10)
+    updates, _ = decayed.update(jax.tree.map(jnp.zeros_like, params), decayed.init(params), params)
+    assert updates["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(updates["w"].astype(jnp.float32), -(2.0**-10))

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 from meta_helpers import START, toy_images, toy_task
 
-from lo_components.data import digits
+from lo_components.data import TokenDataset, digits, image_dataset
 from lo_components.nn import MLP
-from lo_components.parametrization import SP, MuP
-from lo_components.tasks import ImageClassification, Quadratic, mlp_classification
+from lo_components.parametrization import SP, MuP, infer_widths
+from lo_components.tasks import (
+    ImageClassification,
+    LinearRegression,
+    Quadratic,
+    cnn_classification,
+    language_modeling,
+    mlp_classification,
+    resnet_classification,
+    vit_classification,
+)
 
 KEY = jax.random.key(0)
 
@@ -137,3 +146,92 @@ def test_quadratic():
     loss, grad = jax.value_and_grad(task.loss)(params, None, key=KEY)
     np.testing.assert_allclose(loss, 0.5 * np.sum(START**2), rtol=1e-6)
     np.testing.assert_array_equal(grad, START)
+
+
+def small_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3)).astype(np.uint8)
+    return image_dataset({"train": (pixels, np.arange(7) % 3)}, num_classes=3, name="small images")
+
+
+def toy_tokens():
+    tokens = jax.random.randint(KEY, (6, 5), 1, 7)
+    return TokenDataset({"train": tokens.at[:, 4].set(0)}, 7)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        cnn_classification(small_images(), width=4, batch_size=2),
+        resnet_classification(small_images(), blocks=(1,), width=8, norm="batch", batch_size=2),
+        vit_classification(small_images(), patch_size=2, width=4, depth=1, heads=2, batch_size=2),
+        language_modeling(toy_tokens(), width=4, depth=1, positions=True, dropout=0.1, batch_size=2),
+    ],
+    ids=["cnn", "resnet", "vit", "lm"],
+)
+def test_every_kind_of_task_has_a_finite_loss_and_gradients_with_a_scale_each(task):
+    params = task.init(key=KEY)
+    assert jax.tree.structure(params) == jax.tree.structure(task.update_scales)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: task.loss(p, task.batch(key=KEY), key=KEY)))(params)
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert 0 < loss < task.max_loss
+
+
+def test_the_loss_of_a_language_model_leaves_padding_out():
+    task = language_modeling(toy_tokens(), width=4, depth=1, parametrization=MuP(), batch_size=4)
+    params = task.init(key=KEY)
+    # A bias that makes padding unlikely and the other tokens equal.
+    params = eqx.tree_at(lambda p: p.readout.bias, params, jnp.array([-50.0, 0, 0, 0, 0, 0, 0]))
+    loss = jax.jit(lambda tokens: task.loss(params, tokens, key=KEY))
+    np.testing.assert_allclose(loss(task.batch(key=KEY)), math.log(6), rtol=1e-5)
+    assert loss(jnp.zeros((4, 5), jnp.int32)) == 0.0
+
+
+def test_the_loss_of_a_language_model_is_that_of_the_next_token():
+    task = language_modeling(toy_tokens(), width=4, depth=1, parametrization=MuP(), batch_size=4)
+    params = eqx.tree_at(lambda p: p.readout.bias, task.init(key=KEY), jnp.array([0.0, 0, 0, 0, 0, 9, 0]))
+    loss = jax.jit(lambda tokens: task.loss(params, tokens, key=KEY))
+    assert loss(jnp.array([[1, 5, 5]])) < 0.01 and loss(jnp.array([[5, 1, 1]])) > 8.0
+
+
+def test_expected_loss_of_a_linear_regression_is_the_mean_of_its_losses():
+    task = LinearRegression(jnp.array([1.0, -2.0]), jnp.array([4.0, 0.25]), noise=0.5, batch_size=4096)
+    params = jnp.array([0.5, 1.0])
+    np.testing.assert_allclose(task.expected_loss(params), 0.5 * (4 * 0.25 + 0.25 * 9 + 0.25), rtol=1e-6)
+    losses = [task.loss(params, task.batch(key=jax.random.key(i)), key=KEY) for i in range(4)]
+    # 16,384 draws of a variable with a relative deviation of about 1.5: five standard errors are 6 %.
+    np.testing.assert_allclose(np.mean(losses), task.expected_loss(params), rtol=0.06)
+    with pytest.raises((ValueError, TypeError), match="spectrum"):
+        LinearRegression(jnp.ones(2), jnp.ones(3))
+
+
+def test_evaluation_goes_over_every_example_once():
+    task = toy_task(batch_size=7)
+    params = task.init(key=KEY)
+    examples = task.dataset.splits["train"]
+    images, labels = examples.images, np.asarray(examples.labels)
+    logits = jax.vmap(task.model(params))((images.astype(jnp.float32) - task.dataset.mean) / task.dataset.std)
+    log_softmax = np.asarray(jax.nn.log_softmax(logits))
+    loss, accuracy = task.evaluate(params, split="train", key=KEY)
+    assert len(labels) % task.batch_size
+    np.testing.assert_allclose(loss, -log_softmax[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    np.testing.assert_allclose(accuracy, np.mean(log_softmax.argmax(axis=1) == labels), rtol=1e-6)
+
+
+def test_evaluation_of_a_batch_normalized_model_does_not_depend_on_the_other_images():
+    tasks = [
+        resnet_classification(small_images(), blocks=(1,), width=8, norm="batch", batch_size=size) for size in (1, 3)
+    ]
+    params = tasks[0].init(key=KEY)
+    for a, b in zip(*(t.evaluate(params, split="train", key=KEY) for t in tasks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_models_of_others_are_tasks_once_their_widths_are_given():
+    build = lambda width, key: eqx.nn.MLP(2, 3, width, 1, key=key)  # noqa: E731
+    widths = infer_widths(lambda width: build(width, KEY), 4, 8, 16)
+    task = ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
+    assert set(jax.tree.leaves(task.update_scales)) == {1.0}
+    with pytest.raises(ValueError, match="infer_widths"):
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP())
+    with pytest.raises(ValueError, match="`widths` must have one"):
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=[widths])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .tasks import CoordinateCheck
+
 # Colour-blind safe, by order of appearance.
 _COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7")
 
@@ -30,12 +32,7 @@ def training_curves(
     - `horizon`: where to mark the end of meta-training's longest horizon, in steps.
     - `floor`: losses below it are drawn at it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("Figures need matplotlib: `pip install lo-components[plots]`.") from None
-
-    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    figure = _figure(len(panels), 3.4)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
@@ -65,3 +62,97 @@ def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
     start = np.maximum(np.arange(losses.shape[1]) - window + 1, 0)
     counts = np.arange(losses.shape[1]) - start + 1
     return (total - before[:, start]) / counts
+
+
+def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *, title: str = "") -> None:
+    """Save one panel per coordinate check: the change of each layer's pre-activations over the width, after each step.
+
+    Flat lines are what muP promises. Both axes are logarithmic; later steps are darker, and changes of exactly zero are
+    left out.
+
+    **Arguments:**
+
+    - `checks`: results of [`lo_components.tasks.coordinate_check`][] by panel title.
+    - `path`: the image file; its suffix chooses the format.
+    - `title`: above all panels.
+
+    ??? cite "Source"
+        Figure 1 of muLO (arXiv 2406.00153).
+    """
+    figure = _figure(len(checks), 3.6)
+    axes = figure.subplots(1, len(checks), sharey=True, squeeze=False)[0]
+    for axis, (panel, check) in zip(axes, checks.items(), strict=True):
+        means = np.mean(check.changes, axis=1)
+        num_steps = means.shape[1]
+        for step in range(num_steps):
+            for i in range(len(check.layers)):
+                if (means[:, step, i] > 0).all():
+                    alpha = 0.25 + 0.75 * (step + 1) / num_steps
+                    axis.plot(
+                        check.widths, means[:, step, i], color=_COLORS[i % len(_COLORS)], alpha=alpha, linewidth=1.4
+                    )
+        if len(check.layers) <= len(_COLORS):
+            for i, layer in enumerate(check.layers):
+                axis.plot([], [], color=_COLORS[i], label=layer)
+        axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}", fontsize=10)
+        axis.set_xlabel("width")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("change of pre-activations")
+    if axes[0].get_legend_handles_labels()[1]:
+        axes[0].legend(loc="upper left", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def transfer(
+    panels: Mapping[str, Mapping[int, np.ndarray]],
+    learning_rates: np.ndarray,
+    path: str | Path,
+    *,
+    title: str = "",
+) -> None:
+    """Save one panel per parametrization: the loss over the learning rate, a line for each width.
+
+    Lines are medians over seeds, bands reach from the lowest to the highest, and the best learning rate of each width
+    is marked. Losses that are not finite are left out.
+
+    **Arguments:**
+
+    - `panels`: by panel title, the final losses `[learning rates, seeds]` by width.
+    - `learning_rates`: `[learning rates]`.
+    - `path`: the image file; its suffix chooses the format.
+    - `title`: above all panels.
+    """
+    figure = _figure(len(panels), 3.6)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
+        for i, (width, values) in enumerate(losses.items()):
+            color = _COLORS[i % len(_COLORS)]
+            values = np.where(np.isfinite(values), values, np.nan)
+            middle = np.median(values, axis=1)
+            axis.plot(learning_rates, middle, color=color, label=f"width {width}", linewidth=1.6)
+            axis.fill_between(
+                learning_rates, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18, linewidth=0
+            )
+            if np.isfinite(middle).any():
+                best = int(np.nanargmin(middle))
+                axis.plot(learning_rates[best], middle[best], "o", color=color)
+        axis.set_title(panel, fontsize=10)
+        axis.set_xlabel("learning rate")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("training loss")
+    axes[0].legend(fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _figure(num_panels: int, height: float):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("Figures need matplotlib: `pip install lo-components[plots]`.") from None
+    return Figure(figsize=(3.4 * num_panels, height), layout="constrained")

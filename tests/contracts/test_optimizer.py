@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_close, normal_tree
 
 from lo_components import optimizers, recipes
-from lo_components.optimizers import SGD, Adam, Clipped, OptaxOptimizer, Scaled, StepContext, as_optax
+from lo_components.optimizers import SGD, Adam, Clipped, Decayed, OptaxOptimizer, Scaled, StepContext, as_optax
 
 SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
 SCALES = {"w": 0.5, "b": 2.0, "empty": 1.0}
@@ -21,6 +21,7 @@ TABLE = [
     Scaled(_LEARNED, SCALES),
     Clipped(_LEARNED, 0.5),
     Clipped(Scaled(Adam(0.1), SCALES), 0.5),
+    Decayed(Scaled(_LEARNED, SCALES), 0.01),
 ]
 every_optimizer = pytest.mark.parametrize("optimizer", TABLE, ids=lambda o: type(o).__name__)
 

@@ -6,14 +6,24 @@ import jax
 import pytest
 
 from lo_components import parametrization as pz
-from lo_components.parametrization import WidthSpec
+from lo_components.parametrization import Axis, WidthSpec
 
-TABLE = [pz.SP(), pz.MuP(), pz.MuP(input_mult=2.0, output_mult=3.0, hidden_mult=4.0, bias_std=0.0)]
+TABLE = [
+    pz.SP(),
+    pz.MuP(),
+    pz.MuP(input_mult=2.0, output_mult=3.0, hidden_mult=4.0, bias_std=0.0),
+    pz.MuP(update_rule="sgd"),
+    pz.DepthMuP(depth=8, base_depth=2),
+    pz.DepthMuP(depth=8, exponent=0.5, widths=pz.MuP(update_rule="sgd")),
+    pz.Absorbed(),
+    pz.Absorbed(pz.MuP(update_rule="sgd", output_mult=3.0)),
+]
 WIDTHS = {
     "input": WidthSpec((8, 3), "input", 3, fan_out_mult=2.0),
     "hidden": WidthSpec((8, 8), "hidden", 8, fan_in_mult=2.0, fan_out_mult=2.0),
     "output": WidthSpec((3, 8), "output", 8, fan_in_mult=2.0),
     "vector": WidthSpec((8,), "vector", fan_out_mult=2.0),
+    "residual": WidthSpec((8, 8), "hidden", 8, fan_in_mult=2.0, fan_out_mult=2.0, residual=True),
 }
 every_parametrization = pytest.mark.parametrize("parametrization", TABLE, ids=lambda p: type(p).__name__)
 
@@ -30,6 +40,18 @@ def test_values_are_finite_python_floats(parametrization, role):
     scale = parametrization.update_scale(width)
     assert all(type(x) is float and math.isfinite(x) for x in (std, forward, scale))
     assert std >= 0 and forward > 0 and scale > 0
+
+
+@pytest.mark.parametrize("head", [Axis.fixed(8), Axis.growing(8), Axis.growing(8, 4)], ids=str)
+@every_parametrization
+def test_multipliers_of_attention_and_of_residual_branches_are_positive_floats(parametrization, head):
+    for x in (parametrization.attention_scale(head), parametrization.residual_multiplier):
+        assert type(x) is float and math.isfinite(x) and x > 0
+
+
+@every_parametrization
+def test_heads_of_one_size_at_every_width_are_scaled_as_usual(parametrization):
+    assert parametrization.attention_scale(Axis.fixed(16)) == 0.25
 
 
 @every_parametrization

@@ -1,9 +1,13 @@
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from typing import TypeVar
 
-from ._sources import ImageDataset
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
+
+from ._images import ImageDataset, normalize
+from ._tokens import TokenDataset
+
+SplitT = TypeVar("SplitT")
 
 
 def sample_batch(
@@ -18,10 +22,48 @@ def sample_batch(
     - `split`: which split to draw from.
     - `key`: for the draw.
     """
-    if split not in dataset.splits:
-        raise ValueError(f"`split` must be one of {sorted(dataset.splits)}, got {split!r}.")
-    examples = dataset.splits[split]
+    count = one_split(dataset.splits, split).labels.shape[0]
+    return take_batch(dataset, _sample_index(count, batch_size, key), split=split)
+
+
+def take_batch(
+    dataset: ImageDataset, index: Integer[Array, " batch"], *, split: str = "train"
+) -> tuple[Float[Array, "batch ..."], Int[Array, " batch"]]:
+    """The examples at the given places of a split, normalized.
+
+    **Arguments:**
+
+    - `dataset`: the data set.
+    - `index`: places, from 0; beyond the end counts as the last.
+    - `split`: which split to take them from.
+    """
+    examples = one_split(dataset.splits, split)
+    return normalize(examples.images[index], dataset.mean, dataset.std), examples.labels[index]
+
+
+def sample_tokens(
+    dataset: TokenDataset, batch_size: int, *, split: str = "train", key: PRNGKeyArray
+) -> Int[Array, "batch length"]:
+    """Sequences drawn uniformly with replacement, on the device.
+
+    **Arguments:**
+
+    - `dataset`: the data set.
+    - `batch_size`: the number of sequences.
+    - `split`: which split to draw from.
+    - `key`: for the draw.
+    """
+    tokens = one_split(dataset.splits, split)
+    return tokens[_sample_index(tokens.shape[0], batch_size, key)]
+
+
+def one_split(splits: dict[str, SplitT], split: str) -> SplitT:
+    """The split called `split`."""
+    if split not in splits:
+        raise ValueError(f"`split` must be one of {sorted(splits)}, got {split!r}.")
+    return splits[split]
+
+
+def _sample_index(count: int, batch_size: int, key: PRNGKeyArray) -> Integer[Array, " batch"]:
     # The remainder's bias, at most the set's size over 2**32, is far below what a batch could show.
-    index = jax.random.bits(key, (batch_size,), "uint32") % np.uint32(examples.labels.shape[0])
-    images = (examples.images[index].astype(jnp.float32) - dataset.mean) * (1.0 / dataset.std)
-    return images, examples.labels[index]
+    return jax.random.bits(key, (batch_size,), "uint32") % np.uint32(count)

@@ -1,7 +1,5 @@
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._atomic import write_atomically
 from .._tree import path_name
 
 TreeT = TypeVar("TreeT")
@@ -68,25 +67,6 @@ def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
     for key_path, leaf in leaves:
         loaded.append(_from_numpy(arrays[path_name(key_path)], leaf, key_path, path) if _is_array(leaf) else leaf)
     return treedef.unflatten(loaded), metadata
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader finds the old file or the whole new one, whatever happens."""
-    temporary = _temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary_name(path: Path) -> Path:
-    """Where this thread writes what is to become `path`; left there only by a kill in the middle of a write."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..interop._weights import write_atomically
+from .._atomic import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

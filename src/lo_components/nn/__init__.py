@@ -1,5 +1,19 @@
 """Optimizees: models that take a parametrization."""
 
-from ._linear import Linear as Linear
-from ._linear import declared_widths as declared_widths
+from ._cnn import CNN as CNN
+from ._layers import AbstractLayer as AbstractLayer
+from ._layers import Conv as Conv
+from ._layers import Embedding as Embedding
+from ._layers import Linear as Linear
+from ._layers import declared_widths as declared_widths
 from ._mlp import MLP as MLP
+from ._named import named_layers as named_layers
+from ._norms import AbstractNorm as AbstractNorm
+from ._norms import BatchNorm as BatchNorm
+from ._norms import GroupNorm as GroupNorm
+from ._norms import LayerNorm as LayerNorm
+from ._resnet import ResNet as ResNet
+from ._transformer import Attention as Attention
+from ._transformer import TransformerBlock as TransformerBlock
+from ._transformer import TransformerLM as TransformerLM
+from ._transformer import ViT as ViT

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..parametrization import SP, AbstractParametrization, WidthSpec
-from ._linear import Linear
+from ..parametrization import SP, AbstractParametrization, Axis
+from ._layers import Linear, check_sizes
 
 
 class MLP(eqx.Module):
@@ -27,7 +27,7 @@ class MLP(eqx.Module):
         width: int,
         depth: int,
         parametrization: AbstractParametrization = SP(),
-        base_width: int = 1,
+        base_width: int | None = None,
         activation: Callable = jax.nn.relu,
         key: PRNGKeyArray,
     ):
@@ -36,29 +36,23 @@ class MLP(eqx.Module):
         - `in_size`, `out_size`: the number of inputs and outputs.
         - `width`: units per hidden layer.
         - `depth`: the number of hidden layers, at least 1.
-        - `parametrization`: [`lo_components.parametrization.SP`][] or [`lo_components.parametrization.MuP`][].
-        - `base_width`: the width at which every multiplier is 1. The papers' absolute convention is 1.
+        - `parametrization`: for instance [`lo_components.parametrization.SP`][] or
+            [`lo_components.parametrization.MuP`][].
+        - `base_width`: the width at which every multiplier is 1; `None`: the papers' absolute convention.
         - `activation`: after each hidden layer.
         - `key`: for the initial values.
         """
-        for name, value in dict(
-            in_size=in_size, out_size=out_size, width=width, depth=depth, base_width=base_width
-        ).items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        mult = width / base_width
-        widths = [
-            WidthSpec((width, in_size), "input", in_size, fan_out_mult=mult),
-            *[WidthSpec((width, width), "hidden", width, fan_in_mult=mult, fan_out_mult=mult)] * (depth - 1),
-            WidthSpec((out_size, width), "output", width, fan_in_mult=mult),
-        ]
-        keys = jax.random.split(key, len(widths))
+        check_sizes(in_size=in_size, out_size=out_size, width=width, depth=depth, base_width=base_width)
+        hidden = Axis.growing(width, base_width)
+        sizes = [in_size, *[hidden] * depth, out_size]
+        keys = jax.random.split(key, depth + 1)
         self.layers = tuple(
-            Linear(w, parametrization=parametrization, key=k) for w, k in zip(widths, keys, strict=True)
+            Linear(n, m, parametrization=parametrization, key=k)
+            for n, m, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         )
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "*in_shape"]) -> Float[Array, " out"]:
+    def __call__(self, x: Float[Array, "*in_shape"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
         """The outputs for one example."""
         x = jnp.ravel(x)
         for layer in self.layers[:-1]:

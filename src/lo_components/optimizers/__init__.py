@@ -9,4 +9,5 @@ from ._learned import LearnedOptimizerState as LearnedOptimizerState
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax
 from ._wrappers import Clipped as Clipped
+from ._wrappers import Decayed as Decayed
 from ._wrappers import Scaled as Scaled

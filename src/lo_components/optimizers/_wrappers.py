@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from .._types import Params, Scales, typechecked
 from ._base import AbstractOptimizer, StepContext
@@ -83,6 +84,50 @@ class Clipped(AbstractOptimizer[StateT]):
         factor = jnp.where(jnp.isfinite(norm), self.max_norm / jnp.maximum(norm, self.max_norm), jnp.nan)
         clipped = jax.tree.map(lambda g: _scaled(factor, g), grads)
         return self.optimizer.update(clipped, state, params, context=context)
+
+
+class Decayed(AbstractOptimizer[StateT]):
+    r"""Another optimizer with decoupled weight decay: $\Delta p \leftarrow \Delta p - \lambda p$.
+
+    Around or inside [`lo_components.optimizers.Scaled`][] it gives the two conventions of muAdamW:
+
+    - `Scaled(Decayed(Adam(lr), lr * wd), scales)`: decay shrinks with the update, as when a parametrization's scales
+      multiply the learning rate of AdamW (the muLO paper's code; the usual reading of table 8).
+    - `Decayed(Scaled(Adam(lr), scales), lr * wd)`: the same decay at every width, as the mup package has it. Wang &
+      Aitchison (arXiv 2405.13698) find that this one transfers over widths.
+
+    **Arguments:**
+
+    - `optimizer`: the optimizer to wrap.
+    - `rate`: $\lambda$, the decay per step, a learning rate times AdamW's coefficient.
+    - `min_ndim`: tensors with fewer axes are not decayed: 2 exempts biases and normalization scales.
+
+    ??? cite "Source"
+        Loshchilov & Hutter, *Decoupled Weight Decay Regularization* (arXiv 1711.05101).
+    """
+
+    optimizer: AbstractOptimizer[StateT]
+    rate: float | Float[Array, ""]
+    min_ndim: int = eqx.field(default=0, static=True)
+
+    @typechecked
+    def init(self, params: Params) -> StateT:
+        return self.optimizer.init(params)
+
+    @typechecked
+    def update(
+        self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, StateT]:
+        updates, state = self.optimizer.update(grads, state, params, context=context)
+
+        def decayed(update, param):
+            update, param = jnp.asarray(update), jnp.asarray(param)
+            if param.ndim < self.min_ndim:
+                return update
+            decay = jnp.asarray(self.rate, jnp.float32) * param.astype(jnp.float32)
+            return (update.astype(jnp.float32) - decay).astype(update.dtype)
+
+        return jax.tree.map(decayed, updates, params), state
 
 
 def _scaled(factor, x):

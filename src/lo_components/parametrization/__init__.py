@@ -1,6 +1,11 @@
 """Initialization, forward multipliers and update scales from one declaration per array."""
 
+from ._absorbed import Absorbed as Absorbed
+from ._absorbed import reinitialize as reinitialize
 from ._base import AbstractParametrization as AbstractParametrization
+from ._base import Axis as Axis
 from ._base import WidthSpec as WidthSpec
+from ._depth import DepthMuP as DepthMuP
+from ._infer import infer_widths as infer_widths
 from ._mup import MuP as MuP
 from ._standard import SP as SP

@@ -11,17 +11,55 @@ Role = Literal["input", "hidden", "output", "vector"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Axis:
+    """One side of a layer: how many units it has, and how that number grows with the model's width.
+
+    **Arguments:**
+
+    - `size`: the number of units.
+    - `base`: their number in the base model; equal to `size` where it does not grow; `None` under the papers' absolute
+        convention, where the multiplier is the fan-in (or fan-out) itself.
+    - `wide`: whether the number grows with the width.
+    """
+
+    size: int
+    base: int | None
+    wide: bool
+
+    @classmethod
+    def fixed(cls, size: int) -> "Axis":
+        """A side that is the same at every width: pixels, classes, tokens."""
+        return cls(size, size, False)
+
+    @classmethod
+    def growing(cls, size: int, base: int | None = None) -> "Axis":
+        """A side that grows with the width, `base` units long in the base model; `None`: the absolute convention."""
+        return cls(size, base, True)
+
+    def __post_init__(self):
+        if self.size < 1 or (self.base is not None and self.base < 1):
+            raise ValueError(f"`size` and `base` must be at least 1, got {self.size} and {self.base}.")
+
+    def times(self, factor: int) -> "Axis":
+        """`factor` times as many units."""
+        return Axis(self.size * factor, None if self.base is None else self.base * factor, self.wide)
+
+
+@dataclasses.dataclass(frozen=True)
 class WidthSpec:
     """How one array of a model grows with the model's width.
 
     **Arguments:**
 
     - `shape`: the array's shape.
-    - `role`: `"hidden"` where fan-in and fan-out both grow with the width, `"input"` where only fan-out does,
-        `"output"` where only fan-in does, `"vector"` for biases, normalization scales and everything without a fan-in.
+    - `role`: `"hidden"` where fan-in and fan-out both grow with the width, `"input"` where only fan-out does (first
+        layers, embeddings, depthwise convolutions), `"output"` where only fan-in does, `"vector"` for biases,
+        normalization scales and everything without a fan-in.
     - `fan_in`: the number of inputs that each output sums over.
-    - `fan_in_mult`: the fan-in in units of the base width's; under the papers' absolute convention the fan-in itself.
+    - `fan_in_mult`: the fan-in in units of the base model's; under the papers' absolute convention the fan-in itself.
+        1 where the fan-in does not grow.
     - `fan_out_mult`: the same for the fan-out.
+    - `residual`: whether the array belongs to a residual branch, of which there are more in a deeper model.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +67,7 @@ class WidthSpec:
     fan_in: int = 1
     fan_in_mult: float = 1.0
     fan_out_mult: float = 1.0
+    residual: bool = False
 
     def __post_init__(self):
         if self.role not in ("input", "hidden", "output", "vector"):
@@ -39,13 +78,51 @@ class WidthSpec:
                 f"{self.fan_in}, {self.fan_in_mult} and {self.fan_out_mult}."
             )
 
+    @classmethod
+    def weight(
+        cls,
+        shape: tuple[int, ...],
+        fan_in: Axis,
+        fan_out: Axis,
+        *,
+        kernel_size: int = 1,
+        residual: bool = False,
+    ) -> "WidthSpec":
+        """The declaration of a weight between two sides of a layer.
+
+        **Arguments:**
+
+        - `shape`: the weight's shape.
+        - `fan_in`, `fan_out`: the sides. Their growth gives the role.
+        - `kernel_size`: how many positions of each input an output sums over: the product of a convolution's kernel
+            sizes.
+        - `residual`: whether the weight belongs to a residual branch.
+        """
+        if fan_in.wide:
+            role = "hidden" if fan_out.wide else "output"
+        else:
+            role = "input" if fan_out.wide else "vector"
+        multipliers = _multiplier(fan_in, kernel_size), _multiplier(fan_out, 1)
+        return cls(shape, role, fan_in.size * kernel_size, *multipliers, residual)
+
+    @classmethod
+    def vector(cls, shape: tuple[int, ...], units: Axis, *, residual: bool = False) -> "WidthSpec":
+        """The declaration of a bias, or of a normalization's scale, over `units`."""
+        return cls(shape, "vector", fan_out_mult=_multiplier(units, 1), residual=residual)
+
+
+def _multiplier(axis: Axis, kernel_size: int) -> float:
+    if not axis.wide:
+        return 1.0
+    return float(axis.size * kernel_size) if axis.base is None else axis.size / axis.base
+
 
 class AbstractParametrization(eqx.Module):
     """Says, for each array of a model, how to initialize it, multiply its layer's output and scale its updates.
 
-    The three together decide how a model behaves as its width grows. Models ask for the first two when they are built;
-    tasks ask for the third and inner steps apply it around the optimizer
-    ([`lo_components.optimizers.Scaled`][]).
+    Together these decide how a model behaves as its width (and depth) grows. Models ask for the initialization and the
+    forward multipliers when they are built; tasks ask for the update scales and inner steps apply them around the
+    optimizer ([`lo_components.optimizers.Scaled`][]).
     """
 
     @abc.abstractmethod
@@ -59,6 +136,15 @@ class AbstractParametrization(eqx.Module):
     @abc.abstractmethod
     def update_scale(self, width: WidthSpec) -> float:
         """The factor on the optimizer's update."""
+
+    @abc.abstractmethod
+    def attention_scale(self, head: Axis) -> float:
+        """The factor on the inner products of queries and keys, for heads of so many units."""
+
+    @property
+    @abc.abstractmethod
+    def residual_multiplier(self) -> float:
+        """The factor on the output of each residual branch."""
 
     def update_scales(self, widths: PyTree[WidthSpec]) -> PyTree[float]:
         """`update_scale` of every leaf, in the structure of `widths`."""

@@ -1,6 +1,7 @@
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -28,3 +29,50 @@ class Quadratic(AbstractTask[None]):
 
     def loss(self, params: Params, batch: None, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return 0.5 * jnp.sum(jnp.square(params))
+
+
+class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, " batch"]]]):
+    r"""$\frac1{2B} \sum_i (\langle x_i, p\rangle - y_i)^2$ with $x_{ij} \sim \mathcal N(0, \lambda_j)$ and
+    $y_i = \langle x_i, p^*\rangle + \sigma \epsilon_i$, drawn anew at every step: stochastic gradients of a loss
+    that is known in closed form.
+
+    **Arguments:**
+
+    - `solution`: $p^*$.
+    - `spectrum`: $\lambda$, the eigenvalues of the Hessian.
+    - `noise`: $\sigma$.
+    - `batch_size`: $B$.
+    """
+
+    solution: Float[Array, " n"]
+    spectrum: Float[Array, " n"]
+    noise: float = eqx.field(default=0.0, static=True)
+    batch_size: int = eqx.field(default=32, static=True)
+    update_scales: Scales | None = None
+    max_loss: float = eqx.field(default=math.inf, static=True)
+
+    def __check_init__(self):
+        if self.solution.shape != self.spectrum.shape:
+            raise ValueError(
+                f"`solution` and `spectrum` must have one shape, got {self.solution.shape} and {self.spectrum.shape}."
+            )
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return jnp.zeros_like(self.solution)
+
+    def batch(
+        self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None
+    ) -> tuple[Float[Array, "batch n"], Float[Array, " batch"]]:
+        x_key, noise_key = jax.random.split(key)
+        x = jnp.sqrt(self.spectrum)[None] * jax.random.normal(x_key, (self.batch_size, self.solution.size), jnp.float32)
+        return x, x @ self.solution + self.noise * jax.random.normal(noise_key, (self.batch_size,), jnp.float32)
+
+    def loss(
+        self, params: Params, batch: tuple[Float[Array, "batch n"], Float[Array, " batch"]], *, key: PRNGKeyArray
+    ) -> Float[Array, ""]:
+        x, y = batch
+        return 0.5 * jnp.mean(jnp.square(x @ params - y))
+
+    def expected_loss(self, params: Params) -> Float[Array, ""]:
+        r"""The loss over all data: $\frac12 \sum_j \lambda_j (p_j - p^*_j)^2 + \frac12 \sigma^2$."""
+        return 0.5 * jnp.sum(self.spectrum * jnp.square(params - self.solution)) + 0.5 * self.noise**2

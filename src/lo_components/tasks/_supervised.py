@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._types import Params, Scales
-from ..data import ImageDataset, sample_batch
-from ..nn import declared_widths
-from ..parametrization import AbstractParametrization
+from ..data import ImageDataset, sample_batch, take_batch
+from ..nn import BatchNorm
+from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractTask
+from ._model import Optimizee
 
 ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 
@@ -20,13 +21,12 @@ ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 class ImageClassification(AbstractTask[ImageBatch]):
     r"""Classify images by softmax regression on a model's outputs, with the mean cross-entropy as loss.
 
-    Per-step meta-losses are clipped at $1.5 \ln C$ for $C$ classes.
+    Per-step meta-losses are clipped at $1.5 \ln C$ for $C$ classes. The model is called under
+    `jax.vmap(..., axis_name="batch")`.
     """
 
     dataset: ImageDataset
-    model: PyTree  # everything of the model but its arrays
-    update_scales: Scales | None
-    build: Callable[[PRNGKeyArray], Any] = eqx.field(static=True)
+    optimizee: Optimizee
     batch_size: int = eqx.field(static=True)
 
     def __init__(
@@ -35,37 +35,83 @@ class ImageClassification(AbstractTask[ImageBatch]):
         build: Callable[[PRNGKeyArray], Any],
         *,
         parametrization: AbstractParametrization,
+        widths: PyTree[WidthSpec] | None = None,
         batch_size: int = 128,
     ):
         """**Arguments:**
 
         - `dataset`: the images, kept on the device.
-        - `build`: from a key to a model of [`lo_components.nn`][]; the model maps one image to `[num_classes]` logits.
+        - `build`: from a key to a model, which maps one image to `[num_classes]` logits.
         - `parametrization`: the one that `build` gives the model; its update scales become the task's.
+        - `widths`: how each array grows; not needed for models made of layers of [`lo_components.nn`][].
         - `batch_size`: images per step, drawn with replacement.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.dataset = dataset
-        self.build = build
+        self.optimizee = Optimizee(build, parametrization, widths)
         self.batch_size = batch_size
-        shapes = eqx.filter_eval_shape(build, jax.random.key(0))
-        self.model = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))[1]
-        self.update_scales = parametrization.update_scales(declared_widths(shapes))
+
+    @property
+    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizee.update_scales
 
     @property
     def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1.5 * math.log(self.dataset.num_classes)
 
     def init(self, *, key: PRNGKeyArray) -> Params:
-        return eqx.filter(self.build(key), eqx.is_inexact_array)
+        return self.optimizee.init(key)
+
+    def model(self, params: Params) -> Any:
+        """The model with these parameters."""
+        return self.optimizee.model(params)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> ImageBatch:
         return sample_batch(self.dataset, self.batch_size, split=split, key=key)
 
     def loss(self, params: Params, batch: ImageBatch, *, key: PRNGKeyArray) -> Float[Array, ""]:
         images, labels = batch
-        logits = jax.vmap(eqx.combine(params, self.model))(images)
+        logits = jax.vmap(self.model(params), axis_name="batch")(images)
         # One-hot labels keep gathers and scatters out of the compiled step.
         one_hot = jax.nn.one_hot(labels, self.dataset.num_classes, dtype=jnp.float32)
         return jnp.mean(optax.softmax_cross_entropy(logits, one_hot))
+
+    def evaluate(
+        self, params: Params, *, split: str = "test", reference_size: int = 512, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The mean cross-entropy and the accuracy over a whole split.
+
+        Batch-normalized models use the statistics of training images drawn for this, not of the images to classify.
+
+        **Arguments:**
+
+        - `params`: the parameters.
+        - `split`: which split.
+        - `reference_size`: how many training images to take statistics from.
+        - `key`: for their draw.
+        """
+        model = self.model(params)
+        normalized = any(isinstance(x, BatchNorm) for x in jax.tree.leaves(model, is_leaf=_is_batch_norm))
+        count, size = self.dataset.splits[split].labels.shape[0], self.batch_size
+        reference = sample_batch(self.dataset, reference_size, key=key)[0] if normalized else None
+
+        def chunk(index: Int[Array, " batch"]):
+            images, labels = take_batch(self.dataset, index, split=split)
+            if reference is None:
+                logits = jax.vmap(model, axis_name="batch")(images)
+            else:
+                weights = jnp.concatenate([jnp.ones(reference_size), jnp.zeros(size)])
+                both = jnp.concatenate([reference, images])
+                logits = jax.vmap(lambda x, w: model(x, weight=w), axis_name="batch")(both, weights)[reference_size:]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses, jnp.argmax(logits, axis=-1) == labels
+
+        index = jnp.arange(-(-count // size) * size).reshape(-1, size)
+        losses, right = jax.lax.map(chunk, jnp.minimum(index, count - 1))
+        counted = index < count
+        return jnp.mean(losses, where=counted), jnp.mean(right.astype(jnp.float32), where=counted)
+
+
+def _is_batch_norm(node: Any) -> bool:
+    return isinstance(node, BatchNorm)

@@ -1,9 +1,14 @@
+"""The optimizees of the muLO and LAgg-A papers, by one function per model with sizes as arguments."""
+
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from .._types import typechecked
-from ..data import ImageDataset
-from ..nn import MLP
+from ..data import ImageDataset, TokenDataset
+from ..nn import CNN, MLP, ResNet, TransformerLM, ViT
 from ..parametrization import SP, AbstractParametrization
+from ._language import LanguageModeling
 from ._supervised import ImageClassification
 
 
@@ -14,7 +19,7 @@ def mlp_classification(
     width: int,
     depth: int = 2,
     parametrization: AbstractParametrization = SP(),
-    base_width: int = 1,
+    base_width: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
     """Image classification with an MLP.
@@ -27,19 +32,153 @@ def mlp_classification(
     - `batch_size`: images per step.
 
     ??? cite "Source"
-        The MLP tasks of muLO (arXiv 2406.00153), appendix D.
+        muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
+        LAgg-A (arXiv 2312.02204): two layers of 128 on Fashion-MNIST, three on ImageNet 32x32.
     """
     in_size = math.prod(dataset.image_shape)
 
     def build(key):
-        return MLP(
-            in_size,
-            dataset.num_classes,
-            width=width,
-            depth=depth,
-            parametrization=parametrization,
-            base_width=base_width,
-            key=key,
-        )
+        sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
+        return MLP(in_size, dataset.num_classes, parametrization=parametrization, key=key, **sizes)
 
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+@typechecked
+def cnn_classification(
+    dataset: ImageDataset,
+    *,
+    width: int = 64,
+    depth: int = 3,
+    parametrization: AbstractParametrization = SP(),
+    base_width: int | None = None,
+    batch_size: int = 128,
+) -> ImageClassification:
+    """Image classification with a small convolutional network.
+
+    **Arguments:**
+
+    - `dataset`: the images.
+    - `width`, `depth`: channels of the last convolution, and the number of convolutions.
+    - `parametrization`, `base_width`: as in [`lo_components.nn.CNN`][].
+    - `batch_size`: images per step.
+
+    ??? cite "Source"
+        LAgg-A (arXiv 2312.02204): three convolutions on CIFAR-10.
+    """
+
+    def build(key):
+        sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
+        return CNN(_channels(dataset), dataset.num_classes, parametrization=parametrization, key=key, **sizes)
+
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+@typechecked
+def resnet_classification(
+    dataset: ImageDataset,
+    *,
+    blocks: Sequence[int] = (2, 2, 2, 2),
+    bottleneck: bool = False,
+    width: int = 512,
+    norm: Literal["group", "batch"] = "group",
+    parametrization: AbstractParametrization = SP(),
+    base_width: int | None = None,
+    batch_size: int = 128,
+) -> ImageClassification:
+    """Image classification with a residual network: ResNet-18 by default, ResNet-50 with `blocks=(3, 4, 6, 3)` and
+    `bottleneck=True`. Images of 64 pixels and more get the stem with a stride.
+
+    **Arguments:**
+
+    - `dataset`: the images.
+    - `blocks`, `bottleneck`, `width`, `norm`: as in [`lo_components.nn.ResNet`][].
+    - `parametrization`, `base_width`: as in [`lo_components.nn.ResNet`][].
+    - `batch_size`: images per step.
+
+    ??? cite "Source"
+        LAgg-A (arXiv 2312.02204): ResNet-50.
+    """
+    large_stem = min(dataset.image_shape[:2]) >= 64
+
+    def build(key):
+        sizes: dict[str, Any] = dict(blocks=tuple(blocks), bottleneck=bottleneck, width=width, base_width=base_width)
+        form: dict[str, Any] = dict(norm=norm, large_stem=large_stem, parametrization=parametrization)
+        return ResNet(_channels(dataset), dataset.num_classes, key=key, **sizes, **form)
+
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+@typechecked
+def vit_classification(
+    dataset: ImageDataset,
+    *,
+    patch_size: int = 16,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    parametrization: AbstractParametrization = SP(),
+    base_width: int | None = None,
+    batch_size: int = 128,
+) -> ImageClassification:
+    """Image classification with a vision transformer, DeiT-tiny's size by default.
+
+    **Arguments:**
+
+    - `dataset`: the images.
+    - `patch_size`, `width`, `depth`, `heads`: as in [`lo_components.nn.ViT`][]. DeiT-small: width 384, 6 heads.
+    - `parametrization`, `base_width`: as in [`lo_components.nn.ViT`][].
+    - `batch_size`: images per step.
+
+    ??? cite "Source"
+        muLO (arXiv 2406.00153): widths 192, 1024 and 2048, depths 3 to 64; LAgg-A (arXiv 2312.02204): DeiT-tiny on
+        ImageNet 64x64.
+    """
+
+    def build(key):
+        sizes: dict[str, Any] = dict(patch_size=patch_size, width=width, depth=depth, heads=heads)
+        form: dict[str, Any] = dict(parametrization=parametrization, base_width=base_width)
+        return ViT(dataset.image_shape, dataset.num_classes, key=key, **sizes, **form)
+
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+@typechecked
+def language_modeling(
+    dataset: TokenDataset,
+    *,
+    width: int,
+    depth: int = 3,
+    heads: int = 2,
+    positions: bool = False,
+    dropout: float = 0.0,
+    parametrization: AbstractParametrization = SP(),
+    base_width: int | None = None,
+    batch_size: int = 128,
+) -> LanguageModeling:
+    """Language modeling with a decoder-only transformer.
+
+    **Arguments:**
+
+    - `dataset`: packed sequences; their length is the context.
+    - `width`, `depth`, `heads`, `dropout`: as in [`lo_components.nn.TransformerLM`][].
+    - `positions`: whether to learn positional embeddings; the papers' models have none.
+    - `parametrization`, `base_width`: as in [`lo_components.nn.TransformerLM`][].
+    - `batch_size`: sequences per step.
+
+    ??? cite "Source"
+        muLO (arXiv 2406.00153): LM1B, widths up to 2048, sequences of 64, batch 128, 32,000 pieces; LAgg-A
+        (arXiv 2312.02204): width 192, 12 heads, 12 blocks, sequences of 16.
+    """
+    max_length = dataset.length if positions else None
+
+    def build(key):
+        sizes: dict[str, Any] = dict(width=width, depth=depth, heads=heads, base_width=base_width)
+        form: dict[str, Any] = dict(max_length=max_length, dropout=dropout, parametrization=parametrization)
+        return TransformerLM(dataset.vocab_size, key=key, **sizes, **form)
+
+    return LanguageModeling(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+def _channels(dataset: ImageDataset) -> int:
+    return math.prod(dataset.image_shape[2:])

@@ -1,0 +1,99 @@
+"""Does training look the same at every width? Check it for a model and an optimizer, under SP and under muP.
+
+    python examples/coordinate_check.py                                  # an MLP on digits, with Adam
+    python examples/coordinate_check.py --model transformer --optimizer sgd
+    python examples/coordinate_check.py --optimizer mulo --weights quickstart/mulo.safetensors
+    python examples/coordinate_check.py --smoke                          # everything in small
+
+Prints the exponents of every layer and saves a picture of the changes over the width.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import optax
+
+import lo_components as loc
+from lo_components.parametrization import SP, MuP
+
+# Rates small enough for the first steps to be near the linear regime at the narrowest width.
+RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
+# Steps to take: standard parametrization under Adam blows up at once, before activations saturate.
+STEPS = 3
+
+
+def make_task(model: str, parametrization, base_width: int | None):
+    """From a width to a task. Everything but the width stays."""
+    common = dict(parametrization=parametrization, base_width=base_width)
+    if model == "transformer":
+        dataset = loc.data.python_docs(loc.data.ByteTokenizer(), length=32)
+        return lambda width: loc.tasks.language_modeling(
+            dataset, width=width, depth=2, heads=4, batch_size=16, **common
+        )
+    dataset = loc.data.digits()
+    return {
+        "mlp": lambda width: loc.tasks.mlp_classification(dataset, width=width, depth=3, batch_size=64, **common),
+        "cnn": lambda width: loc.tasks.cnn_classification(dataset, width=width, batch_size=64, **common),
+        "resnet": lambda width: loc.tasks.resnet_classification(
+            dataset, width=width, blocks=(1, 1), batch_size=32, **common
+        ),
+        "vit": lambda width: loc.tasks.vit_classification(
+            dataset, width=width, patch_size=4, depth=2, heads=4, batch_size=32, **common
+        ),
+    }[model]
+
+
+def make_optimizer(name: str, weights: Path | None, hidden_size: int) -> optax.GradientTransformation:
+    if name == "mulo":
+        learned = loc.recipes.small_fc_lopt(hidden_size=hidden_size, step_mult=1e-2, key=jax.random.key(0))
+        if weights is not None:
+            learned, _ = loc.interop.load_arrays(weights, learned)
+        return loc.optimizers.as_optax(learned)
+    return optax.adam(RATES["adam"]) if name == "adam" else optax.sgd(RATES["sgd"])
+
+
+def main(
+    model: str = "mlp",
+    optimizer: str = "adam",
+    weights: Path | None = None,
+    hidden_size: int = 4,
+    max_width: int = 512,
+    num_seeds: int = 3,
+    out: Path = Path("coordinate_check.png"),
+    smoke: bool = False,
+) -> None:
+    widths = (16, 32) if smoke else tuple(64 * 2**i for i in range(max_width.bit_length() - 6))
+    rule = "sgd" if optimizer == "sgd" else "adam"
+    # SGD's scales grow with the width, so they need a width at which they are 1.
+    base_width = widths[0] if optimizer == "sgd" else None
+    checks = {}
+    for name, parametrization in (("SP", SP()), ("muP", MuP(update_rule=rule))):
+        checks[name] = loc.tasks.coordinate_check(
+            make_task(model, parametrization, base_width),
+            make_optimizer(optimizer, weights, hidden_size),
+            widths=widths,
+            num_steps=1 if smoke else STEPS,
+            num_seeds=1 if smoke else num_seeds,
+            key=jax.random.key(0),
+        )
+        print(f"\n{name}, {optimizer}, {model}: changes after the last step\n\n{checks[name].table()}", flush=True)
+    loc.plots.coordinate_checks(checks, out, title=f"{model}, {optimizer}")
+    print(f"\npicture: {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("mlp", "cnn", "resnet", "vit", "transformer"), default="mlp")
+    parser.add_argument("--optimizer", choices=tuple(RATES), default="adam")
+    parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
+    parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
+    parser.add_argument("--max-width", type=int, default=512, help="widths are 64, 128, ... up to this one")
+    parser.add_argument("--num-seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("coordinate_check.png"))
+    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    try:
+        main(**vars(parser.parse_args()))
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")

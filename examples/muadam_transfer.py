@@ -1,0 +1,109 @@
+"""Tune Adam once on a narrow network, train wide ones with what was found: muAdam transfers, Adam does not.
+
+    python examples/muadam_transfer.py                  # digits
+    python examples/muadam_transfer.py --data FOLDER    # Fashion-MNIST's four idx files
+    python examples/muadam_transfer.py --smoke          # everything in small
+
+Under muP a grid over the learning rate and three multipliers (500 configurations, the muLO paper's protocol) is
+searched at the narrow width in one compiled call; then learning rates alone are swept at every width, under muP and
+under SP. Prints a table and saves a picture.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lo_components as loc
+from lo_components.optimizers import Adam
+from lo_components.parametrization import SP, MuP
+
+GRID = list(itertools.product((1e-1, 1e-2, 1e-3, 1e-4), *[(2.0**-4, 2.0**-2, 1.0, 2.0**2, 2.0**4)] * 3))
+SWEEP = tuple(10.0 ** (-4.5 + 0.5 * i) for i in range(10))
+
+
+def make_task(dataset, width: int, parametrization):
+    return loc.tasks.mlp_classification(dataset, width=width, depth=2, parametrization=parametrization)
+
+
+def with_multipliers(task, input_mult, output_mult, hidden_mult):
+    """A muP task with other hyper-multipliers, which may be traced: a whole grid then shares one compilation."""
+
+    def places(task):
+        first, *_, last = task.optimizee.rest.layers
+        hidden = [layer.weight for layer in task.optimizee.update_scales.layers[1:-1]]
+        return [first.multiplier, last.multiplier, *hidden]
+
+    factors = [input_mult, output_mult] + [hidden_mult] * (len(places(task)) - 2)
+    return eqx.tree_at(places, task, [x * factor for x, factor in zip(places(task), factors, strict=True)])
+
+
+@eqx.filter_jit
+def final_losses(task, configurations, steps: int, num_seeds: int, at_once: int, key):
+    """The mean loss of the last 20 steps, `[configurations, seeds]`, one compiled call for all of them."""
+
+    def one(configuration):
+        learning_rate, *multipliers = configuration
+        tuned = with_multipliers(task, *multipliers) if multipliers else task
+        return loc.meta.evaluate(tuned, Adam(learning_rate), steps, num_seeds=num_seeds, key=key).final()
+
+    return jax.lax.map(one, tuple(jnp.asarray(c, jnp.float32) for c in configurations), batch_size=at_once)
+
+
+def main(
+    data: Path | None = None,
+    out: Path = Path("muadam_transfer.png"),
+    tune_width: int = 128,
+    widths: tuple[int, ...] = (128, 1024, 2048),
+    steps: int = 500,
+    num_seeds: int = 3,
+    smoke: bool = False,
+) -> None:
+    dataset = loc.data.digits() if data is None else loc.data.fashion_mnist(data)
+    grid, sweep = GRID, SWEEP
+    if smoke:
+        grid, sweep, tune_width, widths, steps, num_seeds = GRID[62::125], SWEEP[3::3], 8, (8, 16), 5, 2
+    key = jax.random.key(0)
+
+    begin = time.perf_counter()
+    losses = np.asarray(
+        final_losses(make_task(dataset, tune_width, MuP()), tuple(zip(*grid, strict=True)), steps, 1, 25, key)
+    )
+    best = grid[int(np.nanargmin(np.where(np.isfinite(losses), losses, np.inf)))]
+    print(
+        f"muAdam, best of {len(grid)} configurations at width {tune_width} after {steps} steps, in "
+        f"{time.perf_counter() - begin:.0f} s:\n  learning rate {best[0]:g}, input {best[1]:g}, output {best[2]:g}, "
+        f"hidden {best[3]:g}: loss {np.nanmin(losses):.4f}",
+        flush=True,
+    )
+    panels: dict[str, dict[int, np.ndarray]] = {"SP, Adam": {}, "muP, muAdam": {}}
+    print(f"\n{'':<12}{'width':>6}{'best rate':>11}   loss at each learning rate, median of {num_seeds} seeds")
+    print(" " * 29 + "   " + "".join(f"{rate:>9.1e}" for rate in sweep))
+    for name, parametrization, multipliers in (("SP, Adam", SP(), ()), ("muP, muAdam", MuP(), best[1:])):
+        for width in widths:
+            task = make_task(dataset, width, parametrization)
+            task = with_multipliers(task, *multipliers) if multipliers else task
+            losses = np.asarray(final_losses(task, (sweep,), steps, num_seeds, 1 if width > 512 else 10, key))
+            panels[name][width] = losses
+            middle = np.median(losses, axis=1)
+            rate = sweep[int(np.nanargmin(np.where(np.isfinite(middle), middle, np.inf)))]
+            print(f"{name:<12}{width:>6}{rate:>11.1e}   " + "".join(f"{x:>9.4f}" for x in middle), flush=True)
+    loc.plots.transfer(panels, np.asarray(sweep), out, title=f"{steps} steps of Adam; dots mark the best learning rate")
+    print(f"\npicture: {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
+    parser.add_argument("--out", type=Path, default=Path("muadam_transfer.png"))
+    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    try:
+        main(**vars(parser.parse_args()))
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")

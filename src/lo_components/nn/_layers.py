@@ -1,0 +1,230 @@
+"""Layers for one example, each initialized, multiplied and declared by a parametrization."""
+
+import abc
+from functools import partial
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ..parametrization import AbstractParametrization, Axis, WidthSpec
+
+
+class AbstractLayer(eqx.Module):
+    """A layer that can say how each of its arrays grows with the model's width."""
+
+    @abc.abstractmethod
+    def declared(self) -> PyTree:
+        """The layer with a [`lo_components.parametrization.WidthSpec`][] in place of each array."""
+
+
+def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
+    """The `WidthSpec` of every array of a model built from the layers of this package.
+
+    **Returns:** the structure of `equinox.filter(model, equinox.is_inexact_array)` with a `WidthSpec` in place of each
+    array.
+
+    For other models see [`lo_components.parametrization.infer_widths`][].
+    """
+
+    def declare(node):
+        node = node.declared() if _is_layer(node) else node
+        return eqx.filter(node, lambda leaf: isinstance(leaf, WidthSpec))
+
+    return jax.tree.map(declare, model, is_leaf=_is_layer)
+
+
+def _is_layer(node) -> bool:
+    return isinstance(node, AbstractLayer)
+
+
+def as_axis(units: Axis | int) -> Axis:
+    """An `Axis`; a bare number of units is fixed."""
+    return Axis.fixed(units) if isinstance(units, int) else units
+
+
+def initial(shape: tuple[int, ...], std: float, *, truncated: bool, key: PRNGKeyArray) -> Float[Array, "*shape"]:
+    """Normal draws of deviation `std` before truncation; nothing is drawn, or compiled, where `std` is 0."""
+    draw = partial(jax.random.truncated_normal, key, -2.0, 2.0) if truncated else partial(jax.random.normal, key)
+    return std * draw(shape, jnp.float32) if std else jnp.zeros(shape, jnp.float32)
+
+
+class Linear(AbstractLayer):
+    r"""$y = \alpha\, W x + b$ with initialization and $\alpha$ from a parametrization, $W$ stored as `[out, in]`.
+
+    Weights are drawn from a normal distribution truncated at two standard deviations (without variance correction, as
+    in the muLO paper), biases from a normal distribution; a readout's bias starts at zero.
+    """
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"] | None
+    multiplier: float
+    width: WidthSpec = eqx.field(static=True)
+    out: Axis = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fan_in: Axis | int,
+        fan_out: Axis | int,
+        *,
+        parametrization: AbstractParametrization,
+        use_bias: bool = True,
+        residual: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `fan_in`, `fan_out`: the units on either side; a bare number does not grow with the width.
+        - `parametrization`: gives initialization and multiplier.
+        - `use_bias`: whether there is a bias.
+        - `residual`: whether the layer belongs to a residual branch.
+        - `key`: for the initial values.
+        """
+        fan_in, self.out = as_axis(fan_in), as_axis(fan_out)
+        self.width = WidthSpec.weight((self.out.size, fan_in.size), fan_in, self.out, residual=residual)
+        self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
+        self.multiplier = float(parametrization.forward_multiplier(self.width))
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """The layer's output for one example, or for each of its tokens."""
+        y = self.multiplier * (x @ self.weight.T)
+        return y if self.bias is None else y + _like(self.bias, y)
+
+    def declared(self) -> PyTree:
+        return _declared(self, self.width, self.out)
+
+
+class Conv(AbstractLayer):
+    r"""A two-dimensional convolution $\alpha\, W * x + b$ of one `[height, width, channels]` image, same padding.
+
+    $W$ is stored as `[out, in / groups, kernel, kernel]`. Its fan-in is that of one output: a depthwise convolution,
+    with as many groups as channels, has a fan-in that does not grow with the width, and so the role `"input"`.
+    """
+
+    weight: Float[Array, "out in kernel kernel"]
+    bias: Float[Array, " out"] | None
+    multiplier: float
+    width: WidthSpec = eqx.field(static=True)
+    out: Axis = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fan_in: Axis | int,
+        fan_out: Axis | int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        depthwise: bool = False,
+        parametrization: AbstractParametrization,
+        use_bias: bool = True,
+        residual: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `fan_in`, `fan_out`: the channels on either side; a bare number does not grow with the width.
+        - `kernel_size`, `stride`: in pixels, in both directions.
+        - `depthwise`: whether each channel has its own filter.
+        - `parametrization`, `use_bias`, `residual`, `key`: as in [`lo_components.nn.Linear`][].
+        """
+        fan_in, self.out = as_axis(fan_in), as_axis(fan_out)
+        if depthwise and fan_in != self.out:
+            raise ValueError(f"A depthwise convolution has as many inputs as outputs, got {fan_in} and {self.out}.")
+        self.groups = fan_in.size if depthwise else 1
+        summed = Axis.fixed(1) if depthwise else fan_in
+        shape = (self.out.size, summed.size, kernel_size, kernel_size)
+        self.width = WidthSpec.weight(shape, summed, self.out, kernel_size=kernel_size**2, residual=residual)
+        self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
+        self.multiplier = float(parametrization.forward_multiplier(self.width))
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height2 width2 out"]:
+        """The layer's output for one image."""
+        y = jax.lax.conv_general_dilated(
+            x[None],
+            self.weight,
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            feature_group_count=self.groups,
+        )[0]
+        y = self.multiplier * y
+        return y if self.bias is None else y + _like(self.bias, y)
+
+    def declared(self) -> PyTree:
+        return _declared(self, self.width, self.out)
+
+
+class Embedding(AbstractLayer):
+    r"""One vector per token or position, $\alpha\, W_i$, with $W$ stored as `[tokens, units]`.
+
+    A product with a one-hot vector: the role is `"input"` and the fan-in the number of tokens, so that initial
+    deviations are $1/\sqrt{\text{tokens}}$, as in the muLO paper's language models.
+    """
+
+    layout: ClassVar = "in_out"
+    weight: Float[Array, "tokens units"]
+    multiplier: float
+    width: WidthSpec = eqx.field(static=True)
+
+    def __init__(
+        self, num_tokens: int, units: Axis | int, *, parametrization: AbstractParametrization, key: PRNGKeyArray
+    ):
+        """**Arguments:**
+
+        - `num_tokens`: the number of vectors.
+        - `units`: their length.
+        - `parametrization`: gives initialization and multiplier.
+        - `key`: for the initial values.
+        """
+        units = as_axis(units)
+        self.width = WidthSpec.weight((num_tokens, units.size), Axis.fixed(num_tokens), units)
+        std = parametrization.init_std(self.width)
+        self.weight = initial(self.width.shape, std, truncated=False, key=key)
+        self.multiplier = float(parametrization.forward_multiplier(self.width))
+
+    def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch units"]:
+        """The vectors of some tokens."""
+        return self.multiplier * jnp.take(self.weight, tokens, axis=0)
+
+    def declared(self) -> PyTree:
+        return eqx.tree_at(lambda layer: layer.weight, self, self.width)
+
+
+def _weight_and_bias(width: WidthSpec, out: Axis, use_bias: bool, parametrization, key: PRNGKeyArray):
+    weight_key, bias_key = jax.random.split(key)
+    weight = initial(width.shape, parametrization.init_std(width), truncated=True, key=weight_key)
+    if not use_bias:
+        return weight, None
+    readout = width.role == "output"
+    std = 0.0 if readout else parametrization.init_std(WidthSpec.vector((out.size,), out, residual=width.residual))
+    return weight, initial((out.size,), std, truncated=False, key=bias_key)
+
+
+def _declared(layer, width: WidthSpec, out: Axis):
+    layer = eqx.tree_at(lambda n: n.weight, layer, width)
+    if layer.bias is None:
+        return layer
+    return eqx.tree_at(lambda n: n.bias, layer, WidthSpec.vector((out.size,), out, residual=width.residual))
+
+
+def _like(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Array, "*ones c"]:
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raise unless every size that is given is at least 1."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def divided(name: str, value: int, parts: int, what: str) -> int:
+    """`value / parts`, or an error that says what must divide it."""
+    if value % parts:
+        raise ValueError(f"`{name}` must be a multiple of {what} ({parts}), got {value}.")
+    return value // parts

@@ -1,0 +1,125 @@
+"""Normalization layers, for one example."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..parametrization import Axis, WidthSpec
+from ._layers import AbstractLayer, as_axis
+
+
+class AbstractNorm(AbstractLayer):
+    """Normalizes activations `[*axes, channels]`, then applies a learned scale and offset per channel."""
+
+    scale: eqx.AbstractVar[Float[Array, " channels"]]
+    offset: eqx.AbstractVar[Float[Array, " channels"]]
+    width: eqx.AbstractVar[WidthSpec]
+
+    def declared(self) -> PyTree:
+        """The layer with a [`lo_components.parametrization.WidthSpec`][] in place of each array."""
+        return eqx.tree_at(lambda n: (n.scale, n.offset), self, (self.width, self.width))
+
+
+class LayerNorm(AbstractNorm):
+    r"""$\gamma \odot (x - \mathrm{mean}(x)) / \sqrt{\mathrm{var}(x) + 10^{-6}} + \beta$ over the last axis."""
+
+    scale: Float[Array, " channels"]
+    offset: Float[Array, " channels"]
+    width: WidthSpec = eqx.field(static=True)
+
+    def __init__(self, channels: Axis | int, *, residual: bool = False):
+        """**Arguments:**
+
+        - `channels`: the length of the last axis.
+        - `residual`: whether the layer belongs to a residual branch.
+        """
+        self.scale, self.offset, self.width = _start(channels, residual)
+
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """The normalized activations."""
+        return _affine(_standardized(x, jnp.mean(x, -1, keepdims=True), -1), self)
+
+
+class GroupNorm(AbstractNorm):
+    """Normalization over all positions of an image and over the channels of a group.
+
+    ??? cite "Source"
+        Wu & He, *Group Normalization* (arXiv 1803.08494).
+    """
+
+    scale: Float[Array, " channels"]
+    offset: Float[Array, " channels"]
+    width: WidthSpec = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+
+    def __init__(self, channels: Axis | int, *, groups: int = 8, residual: bool = False):
+        """**Arguments:**
+
+        - `channels`: the length of the last axis.
+        - `groups`: how many groups to form; their number does not grow with the width, so their sizes do.
+        - `residual`: whether the layer belongs to a residual branch.
+        """
+        if as_axis(channels).size % groups:
+            raise ValueError(f"`channels` must be a multiple of `groups` ({groups}), got {as_axis(channels).size}.")
+        self.scale, self.offset, self.width = _start(channels, residual)
+        self.groups = groups
+
+    def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "height width channels"]:
+        """The normalized activations."""
+        grouped = x.reshape(-1, self.groups, x.shape[-1] // self.groups)
+        mean = jnp.mean(grouped, (0, 2), keepdims=True)
+        return _affine(_standardized(grouped, mean, (0, 2)).reshape(x.shape), self)
+
+
+class BatchNorm(AbstractNorm):
+    r"""Normalization by the statistics of the batch, over the `vmap` axis named `"batch"`; nothing is remembered.
+
+    With weights $w_k$ of the batch's examples, a channel's mean is $\sum_k w_k \bar x_k / \sum_k w_k$ with $\bar x_k$
+    the mean over positions, and its variance likewise. In training all weights are 1. For evaluation, put training
+    examples beside those to predict, with weights 1 and 0: the statistics are then those of the population.
+
+    ??? cite "Source"
+        Ioffe & Szegedy, *Batch Normalization* (arXiv 1502.03167).
+    """
+
+    scale: Float[Array, " channels"]
+    offset: Float[Array, " channels"]
+    width: WidthSpec = eqx.field(static=True)
+
+    def __init__(self, channels: Axis | int, *, residual: bool = False):
+        """**Arguments:**
+
+        - `channels`: the length of the last axis.
+        - `residual`: whether the layer belongs to a residual branch.
+        """
+        self.scale, self.offset, self.width = _start(channels, residual)
+
+    def __call__(
+        self, x: Float[Array, "height width channels"], *, weight: Float[Array, ""] | float = 1.0
+    ) -> Float[Array, "height width channels"]:
+        """The normalized activations of one example of the batch."""
+        weight = jnp.asarray(weight, jnp.float32)
+        total = jax.lax.psum(weight, "batch")
+
+        def batch_mean(y):
+            return jax.lax.psum(weight * jnp.mean(y, (0, 1), keepdims=True), "batch") / total
+
+        mean = batch_mean(x)
+        return _affine((x - mean) * jax.lax.rsqrt(batch_mean(jnp.square(x - mean)) + 1e-5), self)
+
+
+def _start(channels: Axis | int, residual: bool):
+    axis = as_axis(channels)
+    width = WidthSpec.vector((axis.size,), axis, residual=residual)
+    return jnp.ones(axis.size, jnp.float32), jnp.zeros(axis.size, jnp.float32), width
+
+
+def _standardized(x: Float[Array, "*s"], mean: Float[Array, "*#s"], axes) -> Float[Array, "*s"]:
+    variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+def _affine(x: Float[Array, "*batch c"], norm: AbstractNorm) -> Float[Array, "*batch c"]:
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    return x * norm.scale.reshape(shape) + norm.offset.reshape(shape)

@@ -1,0 +1,63 @@
+import math
+
+from ._base import AbstractParametrization, Axis, WidthSpec
+from ._mup import MuP
+
+
+class DepthMuP(AbstractParametrization):
+    r"""MuP with residual branches scaled so that hyperparameters transfer over depth too.
+
+    With $\ell$ the depth multiplier, `depth` over `base_depth`, and $\alpha$ the `exponent`:
+
+    - each residual branch's output is multiplied by $\ell^{-\alpha}$;
+    - update scales of arrays in residual branches are multiplied by $\ell^{\alpha - 1}$ under the Adam rule and by
+      $\ell^{2\alpha-1}$ under the SGD rule;
+    - everything else is as in `widths`.
+
+    $\alpha = 1$ is CompleteP, under which every layer learns features beyond their linearization at any depth;
+    $\alpha = 1/2$ is depth-muP. CompleteP also asks for Adam's $\epsilon$ to shrink, by $\ell^{-\alpha}$ in residual
+    branches; choose it small enough not to matter.
+
+    **Arguments:**
+
+    - `depth`: the model's number of residual blocks.
+    - `base_depth`: the depth at which nothing is scaled.
+    - `exponent`: $\alpha$, between 1/2 and 1.
+    - `widths`: the parametrization of widths.
+
+    ??? cite "Source"
+        Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers* (arXiv 2505.01618), table 1;
+        Yang et al., *Tensor Programs VI: Feature Learning in Infinite-Depth Neural Networks* (arXiv 2310.02244).
+    """
+
+    depth: int
+    base_depth: int = 1
+    exponent: float = 1.0
+    widths: MuP = MuP()
+
+    def __check_init__(self):
+        if self.depth < 1 or self.base_depth < 1:
+            raise ValueError(f"`depth` and `base_depth` must be at least 1, got {self.depth} and {self.base_depth}.")
+        if not (math.isfinite(self.exponent) and 0.5 <= self.exponent <= 1.0):
+            raise ValueError(f"`exponent` must lie between 0.5 and 1, got {self.exponent}.")
+
+    @property
+    def residual_multiplier(self) -> float:
+        return self.widths.residual_multiplier * (self.depth / self.base_depth) ** -self.exponent
+
+    def init_std(self, width: WidthSpec) -> float:
+        return self.widths.init_std(width)
+
+    def forward_multiplier(self, width: WidthSpec) -> float:
+        return self.widths.forward_multiplier(width)
+
+    def update_scale(self, width: WidthSpec) -> float:
+        scale = self.widths.update_scale(width)
+        if not width.residual:
+            return scale
+        # The gradient itself has the branch's multiplier as a factor, which only SGD's update is proportional to.
+        factors = 2.0 if self.widths.update_rule == "sgd" else 1.0
+        return scale * (self.depth / self.base_depth) ** (factors * self.exponent - 1.0)
+
+    def attention_scale(self, head: Axis) -> float:
+        return self.widths.attention_scale(head)

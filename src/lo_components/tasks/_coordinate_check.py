@@ -1,0 +1,157 @@
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, PRNGKeyArray
+
+from .._types import typechecked
+from ._base import AbstractTask
+from ._named_values import named_values
+
+
+class Exponent(NamedTuple):
+    r"""The slope of $\log$ change over $\log$ width: the mean of the seeds' slopes, and its standard error."""
+
+    value: float
+    error: float
+
+
+class CoordinateCheck(eqx.Module):
+    """How much each layer's pre-activations change in the first steps, at several widths.
+
+    **Arguments:**
+
+    - `widths`: of the networks that were trained.
+    - `layers`: names of the layers, sorted.
+    - `changes`: root mean square, over units and examples, of the change since initialization, after each step.
+    """
+
+    widths: tuple[int, ...] = eqx.field(static=True)
+    layers: tuple[str, ...] = eqx.field(static=True)
+    changes: Float[np.ndarray, "widths seeds steps layers"]
+
+    def exponents(self, step: int = -1) -> dict[str, Exponent | None]:
+        r"""The fitted exponent of every layer after a step: 0 where the change does not depend on the width.
+
+        `None` where the change is exactly zero at some width, as behind a readout that starts at zero, or not finite:
+        such layers have no exponent.
+
+        **Arguments:**
+
+        - `step`: an index into the steps; the last by default.
+        """
+        found: dict[str, Exponent | None] = {}
+        for i, layer in enumerate(self.layers):
+            changes = self.changes[:, :, step, i]
+            if not (np.isfinite(changes).all() and (changes > 0).all()):
+                found[layer] = None
+                continue
+            slopes = np.polyfit(np.log(self.widths), np.log(changes), 1)[0]
+            error = np.std(slopes, ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else np.nan
+            found[layer] = Exponent(float(np.mean(slopes)), float(error))
+        return found
+
+    def largest(self, step: int = -1) -> float:
+        """The largest exponent of all layers that have one."""
+        return max(e.value for e in self.exponents(step).values() if e is not None)
+
+    def table(self, step: int = -1) -> str:
+        """Exponents and changes per width, a line for each layer."""
+        length = max(map(len, self.layers))
+        lines = [f"{'layer':<{length}}  exponent         " + "".join(f"{w:>10}" for w in self.widths)]
+        means = np.mean(self.changes[:, :, step], axis=1)
+        for i, (layer, exponent) in enumerate(self.exponents(step).items()):
+            fit = "   none        " if exponent is None else f"{exponent.value:>7.3f} ± {exponent.error:.3f}"
+            lines.append(f"{layer:<{length}}  {fit}  " + "".join(f"{x:>10.2e}" for x in means[:, i]))
+        return "\n".join(lines)
+
+
+@typechecked
+def coordinate_check(
+    task: Callable[[int], AbstractTask],
+    optimizer: optax.GradientTransformation,
+    *,
+    widths: Sequence[int],
+    num_steps: int = 5,
+    num_seeds: int = 3,
+    key: PRNGKeyArray,
+) -> CoordinateCheck:
+    r"""Train networks of several widths for a few steps and record how much each layer's pre-activations change.
+
+    Under muP the change does not depend on the width, in any layer and at any step: the fitted exponents are near 0.
+    An exponent well above 0 means that wide networks blow up at this learning rate, one below 0 that the layer stops
+    learning.
+
+    Pre-activations are found by name: [`lo_components.nn.named_layers`][] names the outputs of all layers, and the
+    tasks of this package call it. In a task of your own, call it too, or name values with
+    `jax.ad_checkpoint.checkpoint_name`.
+
+    **Arguments:**
+
+    - `task`: from a width to the task. Its update scales are applied to the optimizer's updates.
+    - `optimizer`: any optax transformation; one of this library's optimizers as
+        [`lo_components.optimizers.as_optax`][]`(optimizer)`.
+    - `widths`: at least two.
+    - `num_steps`: steps to train, on fresh batches; changes are measured on one more batch, the same for all steps.
+    - `num_seeds`: independent initializations, for the error of the exponents.
+    - `key`: for initial parameters and batches.
+
+    Raises `ValueError` where no value is named, or the networks do not have the same named values.
+
+    ??? cite "Source"
+        Yang et al., *Tensor Programs V* (arXiv 2203.03466), appendix D.1; muLO (arXiv 2406.00153), figure 1.
+    """
+    if len(widths) < 2 or len(set(widths)) < len(widths):
+        raise ValueError(f"`widths` must be at least two different widths, got {tuple(widths)}.")
+    if num_steps < 1 or num_seeds < 1:
+        raise ValueError(f"`num_steps` and `num_seeds` must be at least 1, got {num_steps} and {num_seeds}.")
+    layers: tuple[str, ...] | None = None
+    changes = []
+    for width in widths:
+        # One task for all seeds: another would be compiled again.
+        built = task(width)
+        seeds = [_changes(built, optimizer, num_steps, jax.random.fold_in(key, seed)) for seed in range(num_seeds)]
+        names = tuple(seeds[0])
+        if layers is not None and names != layers:
+            raise ValueError(f"`task` has other layers at width {width} than at {widths[0]}: {names}, {layers}.")
+        if not names:
+            raise ValueError(
+                "`task` has no named values: call `lo_components.nn.named_layers` on its model, or name "
+                "pre-activations with `jax.ad_checkpoint.checkpoint_name`."
+            )
+        layers = names
+        changes.append([[np.asarray(found[name]) for name in names] for found in seeds])
+    stacked = np.moveaxis(np.asarray(changes, np.float64), 2, 3)
+    return CoordinateCheck(tuple(widths), layers or (), stacked)
+
+
+@eqx.filter_jit
+def _changes(task: AbstractTask, optimizer: optax.GradientTransformation, num_steps: int, key: PRNGKeyArray):
+    init_key, probe_key, loss_key, steps_key = jax.random.split(key, 4)
+    params = task.init(key=init_key)
+    probe = task.batch(key=probe_key)
+
+    def preactivations(params):
+        return named_values(lambda p: task.loss(p, probe, key=loss_key), params)
+
+    before = preactivations(params)
+
+    def step(carry, key):
+        params, state = carry
+        batch_key, key = jax.random.split(key)
+        grads = jax.grad(task.loss)(params, task.batch(key=batch_key), key=key)
+        updates, state = optimizer.update(grads, state, params)
+        if task.update_scales is not None:
+            updates = jax.tree.map(jnp.multiply, updates, task.update_scales)
+        params = optax.apply_updates(params, updates)
+        changed = {
+            name: jnp.sqrt(jnp.mean(jnp.square(jnp.subtract(after, before[name]).astype(jnp.float32))))
+            for name, after in preactivations(params).items()
+        }
+        return (params, state), changed
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(steps_key, num_steps))[1]

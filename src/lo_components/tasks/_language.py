@@ -1,0 +1,76 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .._types import Params, Scales
+from ..data import TokenDataset, sample_tokens
+from ..parametrization import AbstractParametrization, WidthSpec
+from ._base import AbstractTask
+from ._model import Optimizee
+
+
+class LanguageModeling(AbstractTask[Int[Array, "batch length"]]):
+    r"""Predict the next token: mean cross-entropy over all positions whose next token is not padding, in nats.
+
+    Per-step meta-losses are clipped at $1.5 \ln V$ for $V$ tokens.
+    """
+
+    dataset: TokenDataset
+    optimizee: Optimizee
+    batch_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        build: Callable[[PRNGKeyArray], Any],
+        *,
+        parametrization: AbstractParametrization,
+        widths: PyTree[WidthSpec] | None = None,
+        batch_size: int = 128,
+    ):
+        """**Arguments:**
+
+        - `dataset`: packed sequences, kept on the device.
+        - `build`: from a key to a model, which maps `[length]` tokens to `[length, vocab]` logits and takes a `key` for
+            dropout.
+        - `parametrization`, `widths`: as in [`lo_components.tasks.ImageClassification`][].
+        - `batch_size`: sequences per step, drawn with replacement.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.dataset = dataset
+        self.optimizee = Optimizee(build, parametrization, widths)
+        self.batch_size = batch_size
+
+    @property
+    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizee.update_scales
+
+    @property
+    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1.5 * math.log(self.dataset.vocab_size)
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return self.optimizee.init(key)
+
+    def model(self, params: Params) -> Any:
+        """The model with these parameters."""
+        return self.optimizee.model(params)
+
+    def batch(
+        self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None
+    ) -> Int[Array, "batch length"]:
+        return sample_tokens(self.dataset, self.batch_size, split=split, key=key)
+
+    def loss(self, params: Params, batch: Int[Array, "batch length"], *, key: PRNGKeyArray) -> Float[Array, ""]:
+        model, keys = self.model(params), jax.random.split(key, batch.shape[0])
+        logits = jax.vmap(lambda tokens, k: model(tokens, key=k))(batch[:, :-1], keys)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
+        counted = (batch[:, 1:] != self.dataset.pad_id).astype(jnp.float32)
+        return jnp.sum(losses * counted) / jnp.maximum(1.0, jnp.sum(counted))

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from lo_components import plots
+from lo_components.tasks import CoordinateCheck
+
+matplotlib_image = pytest.importorskip("matplotlib.image")
+
+
+def drawn(path):
+    """How much of a picture is not white."""
+    return np.mean(matplotlib_image.imread(path)[..., :3].min(axis=-1) < 0.9)
+
+
+def test_training_curves_show_every_optimizer_and_end_where_losses_are_not_finite(tmp_path):
+    losses = np.exp(-np.linspace(0, 5, 50))[None] * np.ones((3, 1))
+    broken = losses.copy()
+    broken[:, 10:] = np.nan
+    for name, curves in (("one", {"Adam": broken}), ("two", {"Adam": broken, "muLO": 2 * losses})):
+        plots.training_curves({"width 8": curves}, tmp_path / f"{name}.png", title="title", horizon=20)
+    assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
+
+
+def test_coordinate_checks_leave_out_changes_of_zero(tmp_path):
+    changes = np.ones((3, 2, 2, 2)) * np.array([1.0, 0.0])
+    draw = plots.coordinate_checks
+    draw({"muP": CoordinateCheck((8, 16, 32), ("a", "b"), changes)}, tmp_path / "one.png")
+    draw({"muP": CoordinateCheck((8, 16, 32), ("a", "b"), 1.0 + changes)}, tmp_path / "two.png")
+    assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
+
+
+def test_transfer_draws_a_line_for_each_width(tmp_path):
+    rates = np.array([1e-3, 1e-2, 1e-1])
+    losses = np.array([[1.0, 1.1], [0.5, 0.6], [np.nan, np.inf]])
+    for name, panels in (("one", {8: losses}), ("two", {8: losses, 16: 2 * losses})):
+        plots.transfer({"muP": panels}, rates, tmp_path / f"{name}.png", title="title")
+    assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
