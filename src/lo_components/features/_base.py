@@ -68,15 +68,22 @@ class Channels(eqx.Module):
 
     - `values`: `[c, *#shape]`. Axes along which a channel is constant have size 1: a row statistic is `[c, rows, 1]`,
         a time embedding `[c, 1, 1]`. Whoever consumes the channels broadcasts; nothing is tiled.
-    - `mean_square`: `[c]`, where the channels are to be divided by their root mean square over the tensor; `None` where
-        not. The only thing that may depend on a reduction over the tensor: a head folds the division into its first
-        weights, and a tensor can be evaluated block by block with the mean squares of a first pass.
+    - `square_sum`: `[c]`, the sum of squares over the tensor, where the channels are to be divided by their root mean
+        square; `None` where not. The only thing that may depend on a reduction over the tensor: a head folds the
+        division into its first weights, and a tensor can be evaluated block by block with the sums of a first pass.
+    - `count`: of how many squares it is the sum.
     - `eps`: added to the mean square.
     """
 
     values: Float[Array, "c *#shape"]
-    mean_square: Float[Array, " c"] | None = None
+    square_sum: Float[Array, " c"] | None = None
+    count: int = eqx.field(default=1, static=True)
     eps: float = eqx.field(default=0.0, static=True)
+
+    @property
+    def mean_square(self) -> Float[Array, " c"] | None:
+        """The mean square of each channel, where there are sums."""
+        return None if self.square_sum is None else self.square_sum / self.count
 
     @property
     def scale(self) -> Float[Array, " c"] | None:
@@ -110,6 +117,6 @@ class AbstractFeature(eqx.Module):
 
 def unnormalized(channels: Channels) -> Float[Array, "c *#shape"]:
     """The values of channels without a lazy scale; a function of scaled ones could not be evaluated in blocks."""
-    if channels.mean_square is not None:
+    if channels.square_sum is not None:
         raise ValueError("`RMSNormalized` must come last: no other feature can take normalized channels.")
     return channels.values

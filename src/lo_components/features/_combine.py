@@ -1,3 +1,5 @@
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -59,8 +61,9 @@ class RMSNormalized(AbstractFeature):
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        return tuple(Channels(x, _mean_square(x), self.eps) for x in map(unnormalized, self.feature(view)))
+        values = map(unnormalized, self.feature(view))
+        return tuple(Channels(x, _square_sum(x), max(1, math.prod(x.shape[1:])), self.eps) for x in values)
 
 
-def _mean_square(x: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
-    return jnp.sum(x * x, axis=tuple(range(1, x.ndim))) / max(1, x[0].size)
+def _square_sum(x: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
+    return jnp.sum(x * x, axis=tuple(range(1, x.ndim)))

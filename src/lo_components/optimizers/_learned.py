@@ -13,8 +13,8 @@ from ..heads import AbstractHead
 from ..steps import AbstractStepRule
 from ._base import AbstractOptimizer, StepContext
 
-# With a blockwise head, tensors from this many elements on are evaluated in blocks of at least that many, so that what
-# lies between the accumulators and the update stays in the cache (benchmarks/update.py).
+# Tensors from this many elements on are reduced in blocks of at least that many, and evaluated in them if the head is
+# blockwise, so that what lies between the accumulators and the update stays in the cache (benchmarks/update.py).
 _BLOCKED_FROM = 2**18
 _BLOCK_SIZE = 2**15
 
@@ -165,36 +165,56 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
 
     def _step(self, view: TensorView) -> Float[Array, "*shape"]:
         shape, rows = view.param.shape, _rows_per_block(view.param.shape)
-        if not (self.head.blockwise and self.step_rule.pointwise) or rows == shape[0]:
+        if rows == shape[0]:
             return self._pointwise(self.features(view), view)
-        # Two passes over blocks of rows that stay in the cache: the mean squares of the channels, then the rest. The
-        # last block may be smaller.
-        num_blocks, rest = divmod(shape[0], rows)
-        last = view.rows(jnp.asarray(num_blocks * rows), rest) if rest else None
-
-        def mean_squares(part: TensorView) -> list[Float[Array, " c"] | None]:
-            weight = part.param.shape[0] / shape[0]
-            return [None if c.mean_square is None else weight * c.mean_square for c in self.features(part)]
-
-        def accumulate(i: Int[Array, ""], total):
-            return jax.tree.map(jnp.add, total, mean_squares(view.rows(i * rows, rows)))
-
-        like = jax.eval_shape(mean_squares, view)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        means = jax.lax.fori_loop(0, num_blocks, accumulate, zeros)
-        if last is not None:
-            means = jax.tree.map(jnp.add, means, mean_squares(last))
+        # Two passes: the sums of the channels' squares, over blocks of rows that stay in the cache, then the rest.
+        sums = self._square_sums(view, rows)
+        if not (self.head.blockwise and self.step_rule.pointwise):
+            return self._pointwise(self._channels(view, sums), view)
 
         def evaluated(part: TensorView) -> Float[Array, "rows ..."]:
-            channels = [Channels(c.values, m, c.eps) for c, m in zip(self.features(part), means, strict=True)]
             # Without the barrier XLA fuses the arithmetic into the write, element by element.
-            return jax.lax.optimization_barrier(self._pointwise(tuple(channels), part))
+            return jax.lax.optimization_barrier(self._pointwise(self._channels(part, sums), part))
 
         def block(i: Int[Array, ""], update: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
             return jax.lax.dynamic_update_slice_in_dim(update, evaluated(view.rows(i * rows, rows)), i * rows, 0)
 
+        num_blocks, rest = divmod(shape[0], rows)
         update = jax.lax.fori_loop(0, num_blocks, block, jnp.zeros(shape, jnp.float32))
-        return update if last is None else update.at[num_blocks * rows :].set(evaluated(last))
+        if not rest:
+            return update
+        last = evaluated(view.rows(jnp.asarray(num_blocks * rows), rest))
+        return update.at[num_blocks * rows :].set(last)
+
+    def _square_sums(self, view: TensorView, rows: int) -> list[tuple[Float[Array, " c"] | None, int]]:
+        """`square_sum` and `count` of the channels of the whole tensor, a block of rows at a time.
+
+        Channels that are constant along the rows are counted in every block, in the sum as in the count.
+        """
+        num_blocks, rest = divmod(view.param.shape[0], rows)
+        last = view.rows(jnp.asarray(num_blocks * rows), rest) if rest else None
+
+        def counts_of(part: TensorView) -> list[int]:
+            return [c.count for c in jax.eval_shape(self.features, part)]
+
+        counts = [num_blocks * count for count in counts_of(view.rows(jnp.asarray(0), rows))]
+        counts = counts if last is None else [a + b for a, b in zip(counts, counts_of(last), strict=True)]
+
+        def sums_of(part: TensorView) -> list[Float[Array, " c"] | None]:
+            return [c.square_sum for c in self.features(part)]
+
+        def accumulate(i: Int[Array, ""], sums):
+            return jax.tree.map(jnp.add, sums, sums_of(view.rows(i * rows, rows)))
+
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, view))
+        if jax.tree.leaves(sums):
+            sums = jax.lax.fori_loop(0, num_blocks, accumulate, sums)
+            sums = sums if last is None else jax.tree.map(jnp.add, sums, sums_of(last))
+        return list(zip(sums, counts, strict=True))
+
+    def _channels(self, view: TensorView, sums: list[tuple[Float[Array, " c"] | None, int]]) -> tuple[Channels, ...]:
+        """The channels of some rows, divided by root mean squares over the whole tensor."""
+        return tuple(Channels(c.values, *s, c.eps) for c, s in zip(self.features(view), sums, strict=True))
 
     def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
         out = self.head(channels)
