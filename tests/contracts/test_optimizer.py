@@ -140,6 +140,14 @@ def test_as_optax_gives_the_same_updates(optimizer, params, grads):
 @every_optimizer
 def test_wrong_gradients_are_refused(optimizer, params, grads):
     state = optimizer.init(params)
-    for wrong in ({"w": grads["w"]}, {**grads, "w": grads["w"].T}, {**grads, "b": jnp.asarray(1)}):
-        with pytest.raises(Exception, match="grads|params"):
+    wrong_dtype = {**grads, "b": jnp.asarray(1)}
+    for wrong, message in (
+        ({"w": grads["w"]}, "`grads` must have the structure of `params`"),
+        (
+            {**grads, "w": grads["w"].T},
+            r"`grads` must have the shapes of `params`: at `w` got \(3, 2\), expected \(2, 3\)",
+        ),
+        (wrong_dtype, "grads"),
+    ):
+        with pytest.raises(Exception, match=message):
             optimizer.update(wrong, state, params)

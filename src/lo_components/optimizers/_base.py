@@ -1,5 +1,6 @@
 import abc
-from typing import Generic, TypeVar
+import functools
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._types import Params
+from .._tree import path_name
+from .._types import Params, typechecked
 
 StateT = TypeVar("StateT")
 
@@ -60,3 +62,27 @@ class AbstractOptimizer(eqx.Module, Generic[StateT]):
 def cast_like(updates: Params, params: Params) -> Params:
     """`updates` in the dtypes of `params`, which optax leaves to its transformations."""
     return jax.tree.map(lambda u, p: u.astype(jnp.asarray(p).dtype), updates, params)
+
+
+def checked_update(update):
+    """Check the arguments of an `update` method: `grads` against `params` first, so that the message names `grads`."""
+    typed = typechecked(update)
+
+    @functools.wraps(update)
+    def checked(self, grads, state, params, *, context: StepContext = StepContext()):
+        _refuse_unlike(grads, params)
+        return typed(self, grads, state, params, context=context)
+
+    return checked
+
+
+def _refuse_unlike(grads: Any, params: Any) -> None:
+    structures = jax.tree.structure(grads), jax.tree.structure(params)
+    if structures[0] != structures[1]:
+        raise ValueError(f"`grads` must have the structure of `params`: got {structures[0]}, expected {structures[1]}.")
+    for (path, grad), param in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(params), strict=True):
+        if np.shape(grad) != np.shape(param):
+            raise ValueError(
+                f"`grads` must have the shapes of `params`: at `{path_name(path)}` got {np.shape(grad)}, expected "
+                f"{np.shape(param)}."
+            )

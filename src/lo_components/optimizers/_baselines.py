@@ -2,7 +2,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .._types import Params, typechecked
-from ._base import AbstractOptimizer, StepContext, cast_like
+from ._base import AbstractOptimizer, StepContext, cast_like, checked_update
 
 
 class Adam(AbstractOptimizer[optax.OptState]):
@@ -31,7 +31,7 @@ class Adam(AbstractOptimizer[optax.OptState]):
     def init(self, params: Params) -> optax.OptState:
         return self._transformation().init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:
@@ -53,7 +53,7 @@ class SGD(AbstractOptimizer[optax.OptState]):
     def init(self, params: Params) -> optax.OptState:
         return optax.scale_by_learning_rate(self.learning_rate).init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:

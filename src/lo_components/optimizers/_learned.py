@@ -11,7 +11,7 @@ from ..accumulators import AbstractAccumulator
 from ..features import AbstractFeature, Channels, TensorView
 from ..heads import AbstractHead
 from ..steps import AbstractStepRule
-from ._base import AbstractOptimizer, StepContext
+from ._base import AbstractOptimizer, StepContext, checked_update
 
 # Tensors from this many elements on are reduced in blocks of at least that many, and evaluated in them if the head is
 # blockwise, so that what lies between the accumulators and the update stays in the cache (benchmarks/update.py).
@@ -102,7 +102,7 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
         accumulators = jax.tree.map(self._init_leaf, params)
         return LearnedOptimizerState(jnp.zeros((), jnp.int32), accumulators)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: LearnedOptimizerState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, LearnedOptimizerState]:

@@ -4,7 +4,7 @@ import equinox as eqx
 import optax
 
 from .._types import Params, typechecked
-from ._base import AbstractOptimizer, StepContext, cast_like
+from ._base import AbstractOptimizer, StepContext, cast_like, checked_update
 
 
 class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
@@ -25,7 +25,7 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     def init(self, params: Params) -> optax.OptState:
         return self.transformation.init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:

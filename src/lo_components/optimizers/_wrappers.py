@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .._types import Params, Scales, typechecked
-from ._base import AbstractOptimizer, StepContext
+from ._base import AbstractOptimizer, StepContext, checked_update
 
 StateT = TypeVar("StateT")
 
@@ -37,7 +37,7 @@ class Scaled(AbstractOptimizer[StateT]):
         self._check(params)
         return self.optimizer.init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
@@ -76,7 +76,7 @@ class Clipped(AbstractOptimizer[StateT]):
     def init(self, params: Params) -> StateT:
         return self.optimizer.init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
@@ -114,7 +114,7 @@ class Decayed(AbstractOptimizer[StateT]):
     def init(self, params: Params) -> StateT:
         return self.optimizer.init(params)
 
-    @typechecked
+    @checked_update
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
