@@ -59,12 +59,12 @@ def main(
     optimizer: str = "adam",
     weights: Path | None = None,
     hidden_size: int = 4,
-    max_width: int = 512,
+    widths: tuple[int, ...] = (64, 128, 256, 512),
     num_seeds: int = 3,
     out: Path = Path("coordinate_check.png"),
     smoke: bool = False,
 ) -> None:
-    widths = (16, 32) if smoke else tuple(64 * 2**i for i in range(max_width.bit_length() - 6))
+    widths = (16, 32) if smoke else tuple(widths)
     rule = "sgd" if optimizer == "sgd" else "adam"
     # SGD's scales grow with the width, so they need a width at which they are 1.
     base_width = widths[0] if optimizer == "sgd" else None
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser.add_argument("--optimizer", choices=tuple(RATES), default="adam")
     parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
     parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
-    parser.add_argument("--max-width", type=int, default=512, help="widths are 64, 128, ... up to this one")
+    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))
     parser.add_argument("--num-seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("coordinate_check.png"))
     parser.add_argument("--smoke", action="store_true", help="everything in small")

@@ -4,7 +4,8 @@
     python examples/quickstart.py --data FOLDER   # Fashion-MNIST's four idx files
     python examples/quickstart.py --smoke         # everything in small, under a minute
 
-Prints a table and saves `quickstart.png` and the optimizers' weights into the output folder. Interrupt it and run it again: it continues.
+Prints a table and saves `quickstart.png` and the optimizers' weights into the output folder. Interrupt it and run it
+again: it continues.
 """
 
 import argparse
