@@ -1,4 +1,5 @@
 import jax
+import pytest
 from hypothesis import settings
 
 # The package itself is imported by tests only: jaxtyping's import hook must see it first.
@@ -11,3 +12,12 @@ settings.load_profile("laws")
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture
+def quick_compilation(request):
+    """Small networks spend their time in XLA's optimizations; large ones, in slow tests, are better with them."""
+    slow = request.node.get_closest_marker("slow") is not None
+    jax.config.update("jax_disable_most_optimizations", not slow)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

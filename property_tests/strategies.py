@@ -9,3 +9,8 @@ depths = st.integers(1, 5)
 multipliers = st.floats(0.01, 100.0)
 seeds = st.integers(0, 2**31 - 1)
 gradient_scales = st.sampled_from([1e-4, 1e-2, 1.0, 30.0])
+
+
+def log_floats(low: float, high: float) -> st.SearchStrategy[float]:
+    """Floats of which each power of ten is as likely as any other."""
+    return st.floats(0.0, 1.0).map(lambda u: low * (high / low) ** u)

@@ -2,16 +2,14 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
+from networks import adam, coordinate_check
 from strategies import base_widths, depths, multipliers, width_ratios
 
 from lo_components.nn import MLP, declared_widths
-from lo_components.optimizers import Adam, Scaled
-from lo_components.parametrization import SP, MuP
+from lo_components.parametrization import SP, Absorbed, DepthMuP, MuP, WidthSpec
 
 
 def _declared(width, depth, base_width, parametrization):
@@ -62,67 +60,59 @@ def test_only_the_width_relative_to_the_base_matters(base, ratio, depth):
         assert MuP().update_scale(a) == pytest.approx(MuP().update_scale(b) * rescale, rel=1e-12)
 
 
-WIDTHS = [32, 64, 128, 256]
-SEEDS = 4
+@given(base_widths, width_ratios, depths, multipliers)
+def test_scales_of_sgd_are_those_of_adam_over_the_scale_of_the_gradient(base, ratio, depth, multiplier):
+    """Behind a multiplier of 1/m gradients of inputs, vectors and hidden weights are 1/m of what they are at the base
+    width, as are the readout's; hidden weights also have as many times more inputs, over which Adam's scale divides."""
+    adam, sgd = MuP(hidden_mult=multiplier), MuP(update_rule="sgd", hidden_mult=multiplier)
+    specs = jax.tree.leaves(_declared(base * ratio, depth, base, adam))
+    for spec in specs:
+        grows = spec.fan_out_mult if spec.role != "output" else spec.fan_in_mult
+        assert grows == (1.0 if spec.shape == (2,) else ratio)
+        assert sgd.update_scale(spec) == pytest.approx(adam.update_scale(spec) * grows, rel=1e-12)
+        assert sgd.forward_multiplier(spec) == adam.forward_multiplier(spec)
+        assert sgd.init_std(spec) == adam.init_std(spec)
 
 
-def _preactivations(model, x):
-    found = []
-    for layer in model.layers:
-        found.append(layer(x))
-        x = model.activation(found[-1])
-    return found
+@given(base_widths, width_ratios, depths, multipliers, st.sampled_from(["adam", "sgd"]))
+def test_absorbing_multiplies_initial_values_once_and_updates_by_the_rule(base, ratio, depth, multiplier, rule):
+    p = MuP(update_rule=rule, input_mult=multiplier, output_mult=3.0)
+    for spec in jax.tree.leaves(_declared(base * ratio, depth, base, p)):
+        alpha = p.forward_multiplier(spec)
+        assert Absorbed(p).forward_multiplier(spec) == 1.0
+        assert Absorbed(p).init_std(spec) == pytest.approx(alpha * p.init_std(spec), rel=1e-12)
+        power = {"adam": 1, "sgd": 2}[rule]
+        assert Absorbed(p).update_scale(spec) == pytest.approx(alpha**power * p.update_scale(spec), rel=1e-12)
 
 
-def _change_of_preactivations(parametrization, width):
-    """Root mean square change of each layer's pre-activations in three steps of Adam, over units, inputs and seeds."""
-    x = jax.random.normal(jax.random.key(0), (16, 8))
-    y = jax.random.normal(jax.random.key(1), (16, 4))
-
-    def run(key):
-        build = dict(width=width, depth=2, parametrization=parametrization, base_width=WIDTHS[0])
-        model = MLP(8, 4, **build, key=key)
-        params, static = eqx.partition(model, eqx.is_inexact_array)
-        optimizer = Scaled(Adam(1e-3), parametrization.update_scales(declared_widths(model)))
-
-        def loss(params):
-            return jnp.mean(jnp.square(jax.vmap(eqx.combine(params, static))(x) - y))
-
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (trained, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=3)
-        before, after = (
-            jax.vmap(lambda v, p=p: _preactivations(eqx.combine(p, static), v))(x) for p in (params, trained)
-        )
-        return [jnp.mean(jnp.square(a - b)) for a, b in zip(before, after, strict=True)]
-
-    squares = jax.jit(jax.vmap(run), compiler_options={"xla_backend_optimization_level": 0})(
-        jax.random.split(jax.random.key(2), SEEDS)
-    )
-    return np.sqrt([float(jnp.mean(s)) for s in squares])
+@given(st.integers(1, 64), st.integers(1, 64), st.floats(0.5, 1.0), st.sampled_from(["adam", "sgd"]))
+def test_branches_of_deep_networks_are_multiplied_and_their_updates_scaled(depth, base_depth, alpha, rule):
+    """A change of a branch's weight reaches the output times the multiplier, and so does, for SGD, its gradient: times
+    the number of branches that makes a constant."""
+    widths = MuP(update_rule=rule)
+    p, ratio = DepthMuP(depth, base_depth, alpha, widths), depth / base_depth
+    assert p.residual_multiplier == pytest.approx(ratio**-alpha)
+    for residual in (True, False):
+        spec = WidthSpec((8, 8), "hidden", 8, 2.0, 2.0, residual)
+        reach = p.residual_multiplier if rule == "adam" else p.residual_multiplier**2
+        total = p.update_scale(spec) * (ratio * reach if residual else 1.0)
+        assert total == pytest.approx(widths.update_scale(spec), rel=1e-9)
+        assert p.init_std(spec) == widths.init_std(spec)
+        assert p.forward_multiplier(spec) == widths.forward_multiplier(spec)
 
 
-def _exponents(parametrization):
-    """For each layer, the slope of the logarithm of the change over the logarithm of the width."""
-    # Optax's Adam mixes integers and floats.
-    with jax.numpy_dtype_promotion("standard"):
-        changes = np.stack([_change_of_preactivations(parametrization, width) for width in WIDTHS])
-    return np.polyfit(np.log(WIDTHS), np.log(changes), 1)[0]
+# The networks of test_coordinates.py, which explains the bounds.
+COORDINATES = dict(widths=(16, 48, 128), depth=2, num_steps=4, num_seeds=24, seed=2)
 
 
-# Adam moves every entry of a matrix by about its rate r, with signs that align with the layer's input, so n inputs add
-# up to a change of about r n: under SP the exponent tends to 1 from the first steps on, while the rate is small
-# enough for higher orders in r n not to matter. MuP divides hidden updates by n and the readout by n: exponent 0.
-# What is left is sampling: a width of 32 averages over 32 units and 4 seeds, a relative error of some 5 to 10 %, which
-# over the factor 8 in width moves a fitted exponent by less than 0.1. A scale that is missing moves it by about 1.
+@pytest.mark.usefixtures("quick_compilation")
 def test_under_mup_the_change_of_preactivations_does_not_depend_on_the_width():
-    exponents = _exponents(MuP())
-    assert len(exponents) == 3
-    np.testing.assert_allclose(exponents, 0.0, atol=0.25)
+    check = coordinate_check("mlp", MuP(), adam(1e-3), **COORDINATES)
+    assert len(check.layers) == 3
+    for exponent in check.exponents().values():
+        assert abs(exponent.value) < 0.1 + 3 * exponent.error
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_under_sp_the_change_of_preactivations_grows_with_the_width():
-    assert np.max(_exponents(SP())) > 0.5
+    assert coordinate_check("mlp", SP(), adam(1e-3), **COORDINATES).largest() > 0.5
