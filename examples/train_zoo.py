@@ -5,11 +5,12 @@
     python examples/train_zoo.py --smoke          # everything in small
 
 Without folders images are scikit-learn's digits, text is the standard library's documentation. Prints each model's loss
-at the start and at the end, accuracy for images, and saves a picture.
+at the start and at the end, and saves a picture.
 """
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,10 @@ def text_dataset(folder: Path | None, vocab_size: int, length: int):
     """Bytes of the standard library's documentation, or pieces of a tokenizer trained on the folder's own text."""
     if folder is None:
         return loc.data.python_docs(loc.data.ByteTokenizer(), length=length)
-    model = Path(f"{folder.name}-{vocab_size}.model")
-    if not model.exists():
-        loc.data.train_tokenizer(loc.data.read_lines(sorted(p for p in folder.iterdir())), model, vocab_size=vocab_size)
-    return loc.data.text_files(folder, loc.data.load_tokenizer(model), length=length)
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = loc.data.read_lines(sorted(folder.glob("*.txt")))
+        tokenizer = loc.data.train_tokenizer(lines, Path(scratch) / "text.model", vocab_size=vocab_size)
+    return loc.data.text_files(folder, tokenizer, length=length)
 
 
 def make_tasks(fashion: Path | None, cifar: Path | None, text: Path | None, small: bool) -> dict[str, Callable]:

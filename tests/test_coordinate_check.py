@@ -68,10 +68,16 @@ def test_update_scales_of_the_task_are_applied():
     assert check.exponents()["scaled"].value == pytest.approx(-1.0, abs=1e-5)
 
 
-def test_changes_that_are_not_finite_have_no_exponent():
+def test_changes_that_are_not_finite_have_an_infinite_exponent():
     changes = np.ones((2, 3, 1, 1))
     changes[1, 2] = np.nan
-    assert CoordinateCheck((4, 8), ("layer",), changes).exponents() == {"layer": None}
+    check = CoordinateCheck((4, 8), ("layer",), changes)
+    assert check.exponents()["layer"].value == np.inf and check.largest() == np.inf
+
+
+def test_without_any_exponent_there_is_no_largest_or_smallest():
+    check = CoordinateCheck((4, 8), ("layer",), np.zeros((2, 3, 1, 1)))
+    assert np.isnan(check.largest()) and np.isnan(check.smallest())
 
 
 def test_slopes_of_the_seeds_give_the_error():

@@ -303,3 +303,9 @@ def test_workers_make_one_pass_and_pass_on_errors():
         np.testing.assert_array_equal(next(workers)["n"], [0, 1, 2, 3])
         with pytest.raises(OSError, match="example 7 cannot be read"):
             next(workers)
+
+
+@pytest.mark.parametrize("source", [(np.ones(3), np.ones(3)), {"x": np.ones(3)}], ids=["tuple", "dictionary"])
+def test_trees_of_whole_arrays_are_refused(source):
+    with pytest.raises(TypeError, match="`source` must be a data set, an array or a sequence of examples, got a"):
+        pipeline(source, 2, seed=0)

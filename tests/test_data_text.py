@@ -301,7 +301,11 @@ def test_a_cache_saves_the_encoding(tmp_path):
     for split in read.splits:
         np.testing.assert_array_equal(read.splits[split], written.splits[split])
         assert read.splits[split].dtype == jnp.int32
-    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["tokens-0.npy", "tokens-1.npy", "tokens.json"]
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [
+        "lo-components-tokens-0.npy",
+        "lo-components-tokens-1.npy",
+        "lo-components-tokens.json",
+    ]
 
 
 def damage(path, content=None):
@@ -312,29 +316,47 @@ CHANGES = {
     "text": (lambda folder: write(folder / "text.txt", ["ab", "cd", "f"]), "its `files` is another"),
     "name of the file": (lambda folder: rename_in_index(folder), "its `files` is another"),
     "format": (lambda folder: change_index(folder, "format", 0), "its `format` is another"),
-    "tokens": (lambda folder: damage(folder / "cache" / "tokens-1.npy"), "`tokens-1.npy` is not what was written"),
-    "tokens cut short": (lambda folder: damage(folder / "cache" / "tokens-0.npy", b""), "`tokens-0.npy` is not what"),
-    "no tokens": (lambda folder: (folder / "cache" / "tokens-0.npy").unlink(), "tokens-0.npy"),
-    "index cut short": (lambda folder: damage(folder / "cache" / "tokens.json", b'{"source": {'), "not the index"),
-    "index of nothing": (lambda folder: damage(folder / "cache" / "tokens.json", b"[]"), "not the index"),
-    "index of something else": (lambda folder: damage(folder / "cache" / "tokens.json", b'{"a": 1}'), "not the index"),
-    "index of odd types": (
-        lambda folder: damage(folder / "cache" / "tokens.json", b'{"source": 3, "sha256": 4}'),
+    "tokens": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens-1.npy"),
+        "`lo-components-tokens-1.npy` is not what was written",
+    ),
+    "tokens cut short": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens-0.npy", b""),
+        "`lo-components-tokens-0.npy` is not what",
+    ),
+    "no tokens": (
+        lambda folder: (folder / "cache" / "lo-components-tokens-0.npy").unlink(),
+        "lo-components-tokens-0.npy",
+    ),
+    "index cut short": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"source": {'),
         "not the index",
     ),
-    "index that is no text": (lambda folder: damage(folder / "cache" / "tokens.json", b"\xff"), "not the index"),
+    "index of nothing": (lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b"[]"), "not the index"),
+    "index of something else": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"a": 1}'),
+        "not the index",
+    ),
+    "index of odd types": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"source": 3, "sha256": 4}'),
+        "not the index",
+    ),
+    "index that is no text": (
+        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b"\xff"),
+        "not the index",
+    ),
 }
 
 
 def change_index(folder, name, value):
-    path = folder / "cache" / "tokens.json"
+    path = folder / "cache" / "lo-components-tokens.json"
     content = json.loads(path.read_text())
     content["source"][name] = value
     path.write_text(json.dumps(content))
 
 
 def rename_in_index(folder):
-    path = folder / "cache" / "tokens.json"
+    path = folder / "cache" / "lo-components-tokens.json"
     path.write_text(path.read_text().replace("text.txt", "other.txt"))
 
 
@@ -377,7 +399,7 @@ def test_a_cache_whose_writing_failed_is_not_used(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="the disk is full"):
         cached_letters(tmp_path, Letters())
     monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tokens-0.npy"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lo-components-tokens-0.npy"]
     tokenizer = Letters()
     cached_letters(tmp_path, tokenizer)  # without a warning: there was no cache
     assert tokenizer.calls == 2

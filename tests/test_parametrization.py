@@ -5,7 +5,7 @@ import pytest
 from helpers import run_python
 
 from lo_components.nn import MLP, declared_widths
-from lo_components.parametrization import SP, MuP, WidthSpec
+from lo_components.parametrization import SP, MuP, WidthSpec, infer_widths
 
 # fan-in 64, 4 times the base width's; fan-out 6 times.
 WIDTHS = {
@@ -72,10 +72,10 @@ def test_update_scales_map_over_a_tree():
     ("kwargs", "message"),
     [
         (dict(role="hidden", fan_in=0), "`fan_in` must be at least 1"),
-        (dict(role="hidden", fan_in_mult=0.0), "multipliers positive"),
-        (dict(role="hidden", fan_in_mult=-1.0), "multipliers positive"),
-        (dict(role="hidden", fan_out_mult=float("nan")), "multipliers positive"),
-        (dict(role="hidden", fan_out_mult=float("inf")), "multipliers positive"),
+        (dict(role="hidden", fan_in=4, fan_in_mult=0.0), "multipliers positive"),
+        (dict(role="hidden", fan_in=4, fan_in_mult=-1.0), "multipliers positive"),
+        (dict(role="hidden", fan_in=4, fan_out_mult=float("nan")), "multipliers positive"),
+        (dict(role="hidden", fan_in=4, fan_out_mult=float("inf")), "multipliers positive"),
     ],
 )
 def test_invalid_declarations_are_refused(kwargs, message):
@@ -111,3 +111,27 @@ def test_update_scales_work_on_shapes_alone():
     expected = MuP().update_scales(declared_widths(build(jax.random.key(0))))
     assert jax.tree.leaves(MuP().update_scales(declared_widths(shapes))) == jax.tree.leaves(expected)
     assert jnp.prod(jnp.array(jax.tree.leaves(expected))) == 0.25
+
+
+def test_arrays_shared_by_equinox_are_refused_until_they_are_declared():
+    class Tied(eqx.Module):
+        shared: eqx.nn.Shared
+
+        def __init__(self, width):
+            embedding = eqx.nn.Embedding(5, width, key=jax.random.key(0))
+            readout = eqx.nn.Linear(width, 5, use_bias=False, key=jax.random.key(1))
+            self.shared = eqx.nn.Shared((embedding, readout), lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+
+    with pytest.raises(ValueError, match="tied weights.*divide the logits"):
+        infer_widths(Tied, 4, 8, 16)
+    widths = jax.tree.leaves(infer_widths(Tied, 4, 8, 16, roles={"*weight": "input"}))
+    assert [w.role for w in widths] == ["input"]
+
+
+def test_a_field_called_layout_does_not_hide_the_layers_inside():
+    class Model(eqx.Module):
+        linear: eqx.nn.Linear
+        layout: str = eqx.field(default="NCHW", static=True)
+
+    widths = infer_widths(lambda width: Model(eqx.nn.Linear(3, width, key=jax.random.key(0))), 4, 8, 16)
+    assert (widths.linear.weight.role, widths.linear.weight.fan_in) == ("input", 3)

@@ -235,3 +235,35 @@ def test_models_of_others_are_tasks_once_their_widths_are_given():
         ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP())
     with pytest.raises(ValueError, match="`widths` must have one"):
         ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=[widths])
+
+
+def test_models_with_arrays_that_are_not_trained_are_refused():
+    class Permuted(eqx.Module):
+        order: jax.Array
+        mlp: MLP
+
+        def __init__(self, key):
+            self.order, self.mlp = jnp.arange(2)[::-1], MLP(2, 3, width=4, depth=1, key=key)
+
+    with pytest.raises(ValueError, match="array of int32 at `order`"):
+        ImageClassification(toy_images(), Permuted, parametrization=SP())
+
+
+def test_widths_of_another_width_are_refused():
+    build = lambda width, key: eqx.nn.MLP(2, 3, width, 1, key=key)  # noqa: E731
+    widths = infer_widths(lambda width: build(width, KEY), 4, 8, 32)
+    with pytest.raises(ValueError, match="of the right shape"):
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
+
+
+def test_without_padding_every_token_counts():
+    tokens = TokenDataset({"train": jnp.zeros((2, 5), jnp.int32)}, 7, pad_id=None)
+    task = language_modeling(tokens, width=4, depth=1, parametrization=MuP(), batch_size=2)
+    loss = jax.jit(lambda tokens: task.loss(task.init(key=KEY), tokens, key=KEY))
+    np.testing.assert_allclose(loss(tokens.splits["train"]), math.log(7), rtol=1e-5)
+
+
+def test_an_unknown_split_is_refused_by_evaluation():
+    task = toy_task()
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        task.evaluate(task.init(key=KEY), split="tset", key=KEY)

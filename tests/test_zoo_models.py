@@ -241,3 +241,19 @@ def test_residual_branches_are_multiplied_by_the_parametrizations_factor(getkey)
     y = x + 0.25 * plain.attention(plain.attention_norm(x))
     y = y + 0.25 * plain.mlp_out(jax.nn.gelu(plain.mlp_in(plain.mlp_norm(y))))
     np.testing.assert_allclose(block(DepthMuP(depth=8, base_depth=2))(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_sequences_and_images_of_another_size_are_refused():
+    model = nn.TransformerLM(11, width=8, depth=1, heads=2, max_length=4, key=KEY)
+    with pytest.raises(ValueError, match="at most 4, the model's `max_length`"):
+        eqx.filter_eval_shape(model, jnp.zeros(5, jnp.int32))
+    with pytest.raises(ValueError, match="the size that the model was made for"):
+        eqx.filter_eval_shape(nn.ViT((8, 8), 2, patch_size=4, width=4, depth=1, heads=1, key=KEY), jnp.zeros((8, 4)))
+
+
+def test_weights_between_sides_that_do_not_grow_start_like_others():
+    for parametrization in (SP(), MuP()):
+        layer = nn.Linear(1, 400, parametrization=parametrization, key=KEY)
+        assert layer.width.role == "vector"
+        # 400 draws of a normal distribution cut at two deviations.
+        np.testing.assert_allclose(jnp.std(layer.weight), 0.88, rtol=0.15)

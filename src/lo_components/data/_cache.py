@@ -23,7 +23,7 @@ def cached(folder: Path, source: dict[str, Any], build: Callable[[], Tokens]) ->
     `source` says in JSON's types all that the tokens depend on. A cache that does not agree is replaced, with a
     warning.
     """
-    index = folder / "tokens.json"
+    index = folder / "lo-components-tokens.json"
     source = {"format": FORMAT, **source}
     if index.exists():
         try:
@@ -64,4 +64,4 @@ def _load(folder: Path, index: Path, source: dict[str, Any]) -> Tokens:
 
 
 def _array_path(folder: Path, number: int) -> Path:
-    return folder / f"tokens-{number}.npy"
+    return folder / f"lo-components-tokens-{number}.npy"

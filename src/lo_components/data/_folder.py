@@ -79,4 +79,6 @@ def _read(Image, path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     with naming(path, "a complete image"), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as image:
+            if image.mode in ("F", "I") or image.mode.startswith("I;"):
+                raise ValueError(f"it has pixels of mode {image.mode}; convert it to 8 bits for each channel")
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX))

@@ -31,8 +31,8 @@ def read_pickle(path: Path, *names: str) -> list[Any]:
         if not size:
             raise ValueError("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            # Labels and names take a few operations for each image, of at least 3072 bytes.
-            values = _run(content, limit=10_000 + size // 256)
+            # Labels and names take a few operations for each image, of at least 192 bytes.
+            values = _run(content, limit=10_000 + size // 32)
         if type(values) is not dict:
             raise ValueError("it does not hold a dictionary")
         missing = [name for name in names if name not in values]

@@ -85,6 +85,10 @@ def pipeline(
 
     Raises `ValueError` where an argument is out of range or the source is empty.
     """
+    if isinstance(source, tuple | dict):
+        raise TypeError(
+            f"`source` must be a data set, an array or a sequence of examples, got a {type(source).__name__}."
+        )
     count, take = _examples(source, split)
     if not count:
         raise ValueError("`source` is empty.")

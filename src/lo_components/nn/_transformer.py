@@ -181,6 +181,11 @@ class TransformerLM(eqx.Module):
         """For each position the logits of the next token. Nothing is dropped where there is no `key`."""
         x = self.embedding(tokens)
         if self.positions is not None:
+            if tokens.shape[0] > self.positions.weight.shape[0]:
+                raise ValueError(
+                    f"`tokens` must be at most {self.positions.weight.shape[0]}, the model's `max_length`, got "
+                    f"{tokens.shape[0]}."
+                )
             x = x + self.positions(jnp.arange(tokens.shape[0]))
         return self.readout(self.norm(_through(self.blocks, x, key)))
 
@@ -246,6 +251,8 @@ class ViT(eqx.Module):
     def __call__(self, x: Float[Array, "height width *c"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
         """The outputs for one image. Nothing is dropped where there is no `key`."""
         size, (height, width) = self.patch_size, x.shape[:2]
+        if height * width != size**2 * (self.positions.weight.shape[0] - 1):
+            raise ValueError(f"`x` must be an image of the size that the model was made for, got {x.shape}.")
         grid = x.reshape(height // size, size, width // size, size, -1)
         patches = self.patches(jnp.moveaxis(grid, 1, 2).reshape((height // size) * (width // size), -1))
         positions = jnp.arange(patches.shape[0] + 1)

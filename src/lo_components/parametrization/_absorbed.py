@@ -11,9 +11,10 @@ from ._mup import MuP
 class Absorbed(AbstractParametrization):
     r"""MuP without forward multipliers, for models whose code knows nothing of them.
 
-    A layer $\alpha W x$ trains exactly as $W' x$ with $W' = \alpha W$, if the initial values are multiplied by $\alpha$
-    and the update by $\alpha$ (Adam rule) or $\alpha^2$ (SGD rule). So `forward_multiplier` is 1, and the readout's
-    update scale is $1/m$ for both rules (at `output_mult` 1).
+    A layer $\alpha W x$ trains as $W' x$ with $W' = \alpha W$, if the initial values are multiplied by $\alpha$ and
+    the update by $\alpha$ (Adam rule, up to its $\epsilon$) or $\alpha^2$ (SGD rule). Clipping by the global norm, and
+    weight decay inside of the scaling, see another model. So `forward_multiplier` is 1, and the readout's update
+    scale is $1/m$ for both rules (at `output_mult` 1).
 
     Attention stays as the model computes it. Where it divides by the square root of the head's size, as most code does,
     grow the number of heads with the width and not their size.
@@ -27,6 +28,10 @@ class Absorbed(AbstractParametrization):
     """
 
     widths: MuP = MuP()
+
+    def __check_init__(self):
+        if not isinstance(self.widths, MuP):
+            raise TypeError(f"`widths` must be a `MuP`, got {self.widths!r}.")
 
     def init_std(self, width: WidthSpec) -> float:
         return self.widths.init_std(width) * self.widths.forward_multiplier(width)

@@ -55,7 +55,7 @@ class WidthSpec:
     - `role`: `"hidden"` where fan-in and fan-out both grow with the width, `"input"` where only fan-out does (first
         layers, embeddings, depthwise convolutions), `"output"` where only fan-in does, `"vector"` for biases,
         normalization scales and everything without a fan-in.
-    - `fan_in`: the number of inputs that each output sums over.
+    - `fan_in`: the number of inputs that each output sums over; `None` for biases and normalization scales.
     - `fan_in_mult`: the fan-in in units of the base model's; under the papers' absolute convention the fan-in itself.
         1 where the fan-in does not grow.
     - `fan_out_mult`: the same for the fan-out.
@@ -64,7 +64,7 @@ class WidthSpec:
 
     shape: tuple[int, ...]
     role: Role
-    fan_in: int = 1
+    fan_in: int | None = None
     fan_in_mult: float = 1.0
     fan_out_mult: float = 1.0
     residual: bool = False
@@ -72,7 +72,11 @@ class WidthSpec:
     def __post_init__(self):
         if self.role not in ("input", "hidden", "output", "vector"):
             raise ValueError(f"`role` must be 'input', 'hidden', 'output' or 'vector', got {self.role!r}.")
-        if self.fan_in < 1 or not all(m > 0 and math.isfinite(m) for m in (self.fan_in_mult, self.fan_out_mult)):
+        if self.fan_in is None and self.role != "vector":
+            raise ValueError(f"An array of role {self.role!r} has a `fan_in`.")
+        if (self.fan_in is not None and self.fan_in < 1) or not all(
+            m > 0 and math.isfinite(m) for m in (self.fan_in_mult, self.fan_out_mult)
+        ):
             raise ValueError(
                 "`fan_in` must be at least 1 and the multipliers positive, got "
                 f"{self.fan_in}, {self.fan_in_mult} and {self.fan_out_mult}."

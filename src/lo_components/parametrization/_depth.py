@@ -36,6 +36,8 @@ class DepthMuP(AbstractParametrization):
     widths: MuP = MuP()
 
     def __check_init__(self):
+        if not isinstance(self.widths, MuP):
+            raise TypeError(f"`widths` must be a `MuP`, got {self.widths!r}.")
         if self.depth < 1 or self.base_depth < 1:
             raise ValueError(f"`depth` and `base_depth` must be at least 1, got {self.depth} and {self.base_depth}.")
         if not (math.isfinite(self.exponent) and 0.5 <= self.exponent <= 1.0):

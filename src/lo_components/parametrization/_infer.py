@@ -80,8 +80,8 @@ def infer_widths(
         role = overrides.role(path)
         if role is None and path in models[2].tied:
             raise ValueError(
-                f"`{path}` is one array with `{models[2].tied[path]}` (tied weights), so it plays two roles; say which "
-                f"to use for both: `roles={{{path!r}: 'input'}}` or `'output'`."
+                f"`{path}` is one array with {models[2].tied[path]} (tied weights), so it plays two roles. Declare it "
+                f"as `roles={{{path!r}: 'input'}}`, and divide the logits by the width multiplier in the model."
             )
         specs[path] = _declare(path, shapes, models[2].owners[path], layout, role, absolute)
     overrides.check_all_used()
@@ -102,20 +102,24 @@ class _Shapes:
                     name = path_name(path)
                     other = first.setdefault(id(leaf), name)
                     if other != name:
-                        self.tied[name], self.tied[other] = other, name
+                        self.tied[name], self.tied[other] = f"`{other}`", f"`{name}`"
+            shared = [x for x in jax.tree.leaves(model, is_leaf=_is_shared) if _is_shared(x)]
+            for leaf in jax.tree.leaves([node.get(node.pytree) for node in shared]):
+                if eqx.is_inexact_array(leaf):
+                    self.tied[first[id(leaf)]] = "another place, by `equinox.nn.Shared`"
             return model
 
         shapes = eqx.filter_eval_shape(traced)
         self.model = eqx.filter(shapes, _is_inexact_shape)
         self.arrays = {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(self.model)}
         self.owners: dict[str, Any] = dict.fromkeys(self.arrays)
-        self._find_owners(shapes, "")
+        self._find_owners(shapes)
 
-    def _find_owners(self, model: PyTree, prefix: str) -> None:
+    def _find_owners(self, model: PyTree) -> None:
         for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_known_layer):
             if not _is_known_layer(node):
                 continue
-            layer = prefix + path_name(path)
+            layer = path_name(path)
             for inner, _ in jax.tree_util.tree_leaves_with_path(eqx.filter(node, _is_inexact_shape)):
                 self.owners["/".join(filter(None, [layer, path_name(inner)]))] = node
 
@@ -149,7 +153,17 @@ _KNOWN = (*_NORMS, *_OUT_FIRST, *_CONVS, eqx.nn.Embedding, eqx.nn.PReLU)
 
 
 def _is_known_layer(node: Any) -> bool:
-    return isinstance(node, _KNOWN) or (isinstance(node, eqx.Module) and hasattr(type(node), "layout"))
+    return isinstance(node, _KNOWN) or (isinstance(node, eqx.Module) and _layout_of(node) is not None)
+
+
+def _is_shared(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Shared)
+
+
+def _layout_of(owner: Any) -> str | None:
+    """What a layer of the user's says of its arrays."""
+    layout = vars(type(owner)).get("layout")
+    return layout if layout in ("out_in", "in_out") else None
 
 
 def _is_inexact_shape(leaf: Any) -> bool:
@@ -168,7 +182,7 @@ def _sides(path: str, owner: Any, ndim: int, layout: str, wide: list[bool]) -> _
     if isinstance(owner, _CONVS):
         spatial = owner.num_spatial_dims
         return _Sides(-2 - spatial, -1 - spatial, tuple(range(-spatial, 0)))
-    layout = getattr(type(owner), "layout", layout)
+    layout = _layout_of(owner) or layout
     if layout == "out_in":
         sides = _Sides(-ndim, 1 - ndim, tuple(range(2 - ndim, 0)))
     else:

@@ -41,7 +41,7 @@ class MuP(AbstractParametrization):
             raise ValueError(f"`update_rule` must be 'adam' or 'sgd', got {self.update_rule!r}.")
 
     def init_std(self, width: WidthSpec) -> float:
-        if width.role == "vector" and width.fan_in == 1:
+        if width.fan_in is None:
             return self.bias_std
         return 0.0 if width.role == "output" else width.fan_in**-0.5
 

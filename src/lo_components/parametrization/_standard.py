@@ -9,7 +9,7 @@ class SP(AbstractParametrization):
     """
 
     def init_std(self, width: WidthSpec) -> float:
-        return 0.0 if width.role == "vector" and width.fan_in == 1 else width.fan_in**-0.5
+        return 0.0 if width.fan_in is None else width.fan_in**-0.5
 
     def forward_multiplier(self, width: WidthSpec) -> float:
         return 1.0

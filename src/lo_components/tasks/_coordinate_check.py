@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ class CoordinateCheck(eqx.Module):
     def exponents(self, step: int = -1) -> dict[str, Exponent | None]:
         r"""The fitted exponent of every layer after a step: 0 where the change does not depend on the width.
 
-        `None` where the change is exactly zero at some width, as behind a readout that starts at zero, or not finite:
-        such layers have no exponent.
+        Infinite where a change is not finite. `None` where a change is exactly zero at some width, as behind a readout
+        that starts at zero: such layers have no exponent.
 
         **Arguments:**
 
@@ -47,7 +48,10 @@ class CoordinateCheck(eqx.Module):
         found: dict[str, Exponent | None] = {}
         for i, layer in enumerate(self.layers):
             changes = self.changes[:, :, step, i]
-            if not (np.isfinite(changes).all() and (changes > 0).all()):
+            if not np.isfinite(changes).all():
+                found[layer] = Exponent(np.inf, np.nan)
+                continue
+            if not (changes > 0).all():
                 found[layer] = None
                 continue
             slopes = np.polyfit(np.log(self.widths), np.log(changes), 1)[0]
@@ -56,8 +60,12 @@ class CoordinateCheck(eqx.Module):
         return found
 
     def largest(self, step: int = -1) -> float:
-        """The largest exponent of all layers that have one."""
-        return max(e.value for e in self.exponents(step).values() if e is not None)
+        """The largest exponent of all layers that have one: well above 0 if wide networks blow up."""
+        return max((e.value for e in self.exponents(step).values() if e is not None), default=math.nan)
+
+    def smallest(self, step: int = -1) -> float:
+        """The smallest exponent of all layers that have one: well below 0 if layers of wide networks stop learning."""
+        return min((e.value for e in self.exponents(step).values() if e is not None), default=math.nan)
 
     def table(self, step: int = -1) -> str:
         """Exponents and changes per width, a line for each layer."""

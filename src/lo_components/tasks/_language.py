@@ -72,5 +72,6 @@ class LanguageModeling(AbstractTask[Int[Array, "batch length"]]):
         model, keys = self.model(params), jax.random.split(key, batch.shape[0])
         logits = jax.vmap(lambda tokens, k: model(tokens, key=k))(batch[:, :-1], keys)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
-        counted = (batch[:, 1:] != self.dataset.pad_id).astype(jnp.float32)
+        pad_id = -1 if self.dataset.pad_id is None else self.dataset.pad_id
+        counted = (batch[:, 1:] != pad_id).astype(jnp.float32)
         return jnp.sum(losses * counted) / jnp.maximum(1.0, jnp.sum(counted))

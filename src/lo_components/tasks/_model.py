@@ -5,8 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._tree import path_name
 from .._types import Params, Scales
 from ..nn import declared_widths, named_layers
 from ..parametrization import AbstractParametrization, WidthSpec
@@ -30,17 +32,27 @@ class Optimizee(eqx.Module):
     ):
         shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         self.build = build
-        self.rest = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))[1]
-        expected = jax.tree.structure(eqx.filter(shapes, _is_shape))
-        if widths is None:
-            widths = declared_widths(shapes)
-            if jax.tree.structure(widths) != expected:
+        arrays, self.rest = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise ValueError(
-                    "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, "
-                    "for instance from `lo_components.parametrization.infer_widths`."
+                    f"`build` returns a model with an array of {leaf.dtype} at `{path_name(path)}`, which is not to be "
+                    "trained; make it inside the model's `__call__`, or keep it as a tuple of numbers."
                 )
-        elif jax.tree.structure(widths) != expected:
-            raise ValueError("`widths` must have one `WidthSpec` per floating-point array of the model, like it.")
+        expected = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)]
+        given = declared_widths(shapes) if widths is None else widths
+        found = [(path, spec.shape) for path, spec in jax.tree_util.tree_leaves_with_path(given)]
+        if found != expected and widths is None:
+            raise ValueError(
+                "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, for "
+                "instance from `lo_components.parametrization.infer_widths`."
+            )
+        if found != expected or jax.tree.structure(given) != jax.tree.structure(arrays):
+            raise ValueError(
+                "`widths` must have one `WidthSpec` of the right shape per floating-point array of the model, like it; "
+                "call `infer_widths` with the model's own width as `target`."
+            )
+        widths = given
         self.update_scales = parametrization.update_scales(widths)
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -49,7 +61,3 @@ class Optimizee(eqx.Module):
     def model(self, params: Params) -> Any:
         """The model with these parameters."""
         return named_layers(eqx.combine(params, self.rest))
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)

@@ -93,6 +93,8 @@ class ImageClassification(AbstractTask[ImageBatch]):
         """
         model = self.model(params)
         normalized = any(isinstance(x, BatchNorm) for x in jax.tree.leaves(model, is_leaf=_is_batch_norm))
+        if split not in self.dataset.splits:
+            raise ValueError(f"`split` must be one of {sorted(self.dataset.splits)}, got {split!r}.")
         count, size = self.dataset.splits[split].labels.shape[0], self.batch_size
         reference = sample_batch(self.dataset, reference_size, key=key)[0] if normalized else None
 
