@@ -68,7 +68,7 @@ def test_plain_pytrees_in_either_layout_and_any_order(layout, ratio, inputs, out
         "in": ("input", inputs, 1.0, m),
         "hidden": ("hidden", n, m, m),
         "out": ("output", 2 * n, m, 1.0),
-        "bias": ("vector", 1, 1.0, m),
+        "bias": ("vector", None, 1.0, m),
         "kernel": ("input", inputs * kernel**2, 1.0, m),
     }
 
@@ -107,18 +107,18 @@ def test_equinox_layers_are_known():
         ("hidden", 32, 4.0, 4.0),
         ("output", 32, 4.0, 1.0),
     ]
-    assert [fields(x.bias) for x in (first, hidden, readout)] == [("vector", 1, 1.0, 4.0)] * 2 + [
-        ("vector", 1, 1.0, 1.0)
+    assert [fields(x.bias) for x in (first, hidden, readout)] == [("vector", None, 1.0, 4.0)] * 2 + [
+        ("vector", None, 1.0, 1.0)
     ]
     projections = (found.attention.query_proj, found.attention.output_proj)
     assert [fields(x.weight) for x in projections] == [("hidden", 32, 4.0, 4.0)] * 2
     assert fields(found.conv.weight) == ("hidden", 32 * 9, 4.0, 4.0)
-    assert fields(found.conv.bias) == ("vector", 1, 1.0, 4.0)
+    assert fields(found.conv.bias) == ("vector", None, 1.0, 4.0)
     assert fields(found.grouped.weight) == ("input", 9, 1.0, 4.0)
     assert fields(found.transposed.weight) == ("output", 32 * 6, 4.0, 1.0)
     assert fields(found.cell.weight_ih) == ("input", 7, 1.0, 4.0)
     assert fields(found.cell.weight_hh) == ("hidden", 32, 4.0, 4.0)
-    assert {fields(w) for w in jax.tree.leaves(found.norms)} == {("vector", 1, 1.0, 4.0)}
+    assert {fields(w) for w in jax.tree.leaves(found.norms)} == {("vector", None, 1.0, 4.0)}
     assert fields(found.embedding.weight) == ("input", 11, 1.0, 4.0)
     assert fields(found.stacked.weight) == ("hidden", 32, 4.0, 4.0)
     assert found.stacked.weight.shape == (6, 32, 32)
