@@ -1,7 +1,9 @@
 """Figures from results. Needs matplotlib (extra `[plots]`), imported when a function is called."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,27 +34,23 @@ def training_curves(
     - `horizon`: where to mark the end of meta-training's longest horizon, in steps.
     - `floor`: losses below it are drawn at it.
     """
-    figure = _figure(len(panels), 3.4)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
-        for name, losses in curves.items():
-            color = _COLORS[names.index(name) % len(_COLORS)]
-            smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
-            steps = np.arange(smooth.shape[1])
-            axis.plot(steps, np.median(smooth, axis=0), color=color, label=name, linewidth=1.8)
-            axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
-        if horizon is not None:
-            axis.axvline(horizon, color="black", linewidth=0.8, linestyle=":")
-        axis.set_title(panel, fontsize=10)
-        axis.set_xlabel("step")
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("training loss")
-    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0].legend(list(handles.values()), list(handles), loc="lower left", fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    with _figure(len(panels), path, title) as axes:
+        names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+        for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
+            for name, losses in curves.items():
+                color = _COLORS[names.index(name) % len(_COLORS)]
+                smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
+                steps = np.arange(smooth.shape[1])
+                axis.plot(steps, np.median(smooth, axis=0), color=color, label=name, linewidth=1.8)
+                axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
+            if horizon is not None:
+                axis.axvline(horizon, color="black", linewidth=0.8, linestyle=":")
+            axis.set_title(panel, fontsize=10)
+            axis.set_xlabel("step")
+            axis.set_yscale("log")
+        axes[0].set_ylabel("training loss")
+        handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        axes[0].legend(list(handles.values()), list(handles), loc="lower left", fontsize=9, frameon=False)
 
 
 def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
@@ -79,31 +77,27 @@ def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *
     ??? cite "Source"
         Figure 1 of muLO (arXiv 2406.00153).
     """
-    figure = _figure(len(checks), 3.6)
-    axes = figure.subplots(1, len(checks), sharey=True, squeeze=False)[0]
-    for axis, (panel, check) in zip(axes, checks.items(), strict=True):
-        means = np.mean(check.changes, axis=1)
-        num_steps = means.shape[1]
-        for step in range(num_steps):
-            for i in range(len(check.layers)):
-                if (means[:, step, i] > 0).all():
-                    alpha = 0.25 + 0.75 * (step + 1) / num_steps
-                    axis.plot(
-                        check.widths, means[:, step, i], color=_COLORS[i % len(_COLORS)], alpha=alpha, linewidth=1.4
-                    )
-        if len(check.layers) <= len(_COLORS):
-            for i, layer in enumerate(check.layers):
-                axis.plot([], [], color=_COLORS[i], label=layer)
-        axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}", fontsize=10)
-        axis.set_xlabel("width")
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("change of pre-activations")
-    if axes[0].get_legend_handles_labels()[1]:
-        axes[0].legend(loc="upper left", fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    with _figure(len(checks), path, title) as axes:
+        for axis, (panel, check) in zip(axes, checks.items(), strict=True):
+            means = np.mean(check.changes, axis=1)
+            num_steps = means.shape[1]
+            for step in range(num_steps):
+                for i in range(len(check.layers)):
+                    if (means[:, step, i] > 0).all():
+                        alpha = 0.25 + 0.75 * (step + 1) / num_steps
+                        axis.plot(
+                            check.widths, means[:, step, i], color=_COLORS[i % len(_COLORS)], alpha=alpha, linewidth=1.4
+                        )
+            if len(check.layers) <= len(_COLORS):
+                for i, layer in enumerate(check.layers):
+                    axis.plot([], [], color=_COLORS[i], label=layer)
+            axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}", fontsize=10)
+            axis.set_xlabel("width")
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+        axes[0].set_ylabel("change of pre-activations")
+        if axes[0].get_legend_handles_labels()[1]:
+            axes[0].legend(loc="upper left", fontsize=8, frameon=False)
 
 
 def transfer(
@@ -125,34 +119,38 @@ def transfer(
     - `path`: the image file; its suffix chooses the format.
     - `title`: above all panels.
     """
-    figure = _figure(len(panels), 3.6)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
-        for i, (width, values) in enumerate(losses.items()):
-            color = _COLORS[i % len(_COLORS)]
-            values = np.where(np.isfinite(values), values, np.nan)
-            middle = np.median(values, axis=1)
-            axis.plot(learning_rates, middle, color=color, label=f"width {width}", linewidth=1.6)
-            axis.fill_between(
-                learning_rates, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18, linewidth=0
-            )
-            if np.isfinite(middle).any():
-                best = int(np.nanargmin(middle))
-                axis.plot(learning_rates[best], middle[best], "o", color=color)
-        axis.set_title(panel, fontsize=10)
-        axis.set_xlabel("learning rate")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("training loss")
-    axes[0].legend(fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    with _figure(len(panels), path, title) as axes:
+        for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
+            for i, (width, values) in enumerate(losses.items()):
+                color = _COLORS[i % len(_COLORS)]
+                values = np.where(np.isfinite(values), values, np.nan)
+                middle = np.median(values, axis=1)
+                axis.plot(learning_rates, middle, color=color, label=f"width {width}", linewidth=1.6)
+                axis.fill_between(
+                    learning_rates, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18, linewidth=0
+                )
+                if np.isfinite(middle).any():
+                    best = int(np.nanargmin(middle))
+                    axis.plot(learning_rates[best], middle[best], "o", color=color)
+            axis.set_title(panel, fontsize=10)
+            axis.set_xlabel("learning rate")
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+        axes[0].set_ylabel("training loss")
+        axes[0].legend(fontsize=9, frameon=False)
 
 
-def _figure(num_panels: int, height: float):
+@contextmanager
+def _figure(num_panels: int, path: str | Path, title: str) -> Iterator[Sequence[Any]]:
+    """Axes side by side with one vertical scale, saved at the end of the block."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("Figures need matplotlib: `pip install lo-components[plots]`.") from None
-    return Figure(figsize=(3.4 * num_panels, height), layout="constrained")
+    figure = Figure(figsize=(3.4 * num_panels, 3.6), layout="constrained")
+    axes = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
+    yield axes
+    for axis in axes:
+        axis.grid(alpha=0.25)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)

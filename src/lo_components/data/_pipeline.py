@@ -72,7 +72,7 @@ def pipeline(
     **Arguments:**
 
     - `source`: an `ImageDataset` gives normalized images and labels, a `TokenDataset` sequences. Anything else with a
-        length and examples by number (arrays, or trees of them) gives stacked examples.
+        length and examples by number, each an array or a tree of arrays, gives stacked examples.
     - `batch_size`: examples in a batch.
     - `seed`: for the order.
     - `split`: of a data set, by default `"train"`. Other sources have none.

@@ -58,7 +58,15 @@ def sample_tokens(
 
 
 def one_split(splits: dict[str, SplitT], split: str) -> SplitT:
-    """The split called `split`."""
+    """One of a data set's splits.
+
+    **Arguments:**
+
+    - `splits`: by name.
+    - `split`: the name.
+
+    Raises `ValueError`, with the names there are, where there is no such split.
+    """
     if split not in splits:
         raise ValueError(f"`split` must be one of {sorted(splits)}, got {split!r}.")
     return splits[split]

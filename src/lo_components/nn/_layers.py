@@ -200,8 +200,7 @@ def _weight_and_bias(width: WidthSpec, out: Axis, use_bias: bool, parametrizatio
     weight = initial(width.shape, parametrization.init_std(width), truncated=True, key=weight_key)
     if not use_bias:
         return weight, None
-    readout = width.role == "output"
-    std = 0.0 if readout else parametrization.init_std(WidthSpec.vector((out.size,), out, residual=width.residual))
+    std = 0.0 if width.role == "output" else parametrization.init_std(_bias_width(width, out))
     return weight, initial((out.size,), std, truncated=False, key=bias_key)
 
 
@@ -209,7 +208,11 @@ def _declared(layer, width: WidthSpec, out: Axis):
     layer = eqx.tree_at(lambda n: n.weight, layer, width)
     if layer.bias is None:
         return layer
-    return eqx.tree_at(lambda n: n.bias, layer, WidthSpec.vector((out.size,), out, residual=width.residual))
+    return eqx.tree_at(lambda n: n.bias, layer, _bias_width(width, out))
+
+
+def _bias_width(width: WidthSpec, out: Axis) -> WidthSpec:
+    return WidthSpec.vector((out.size,), out, residual=width.residual)
 
 
 def _like(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Array, "*ones c"]:

@@ -63,7 +63,6 @@ class ResNet(eqx.Module):
     stem_norm: GroupNorm | BatchNorm
     blocks: tuple[_Block, ...]
     readout: Linear
-    norm: Norm = eqx.field(static=True)
     large_stem: bool = eqx.field(static=True)
 
     def __init__(
@@ -98,8 +97,7 @@ class ResNet(eqx.Module):
             raise ValueError(f"`norm` must be 'group' or 'batch', got {norm!r}.")
         shrink = 2 ** (len(blocks) - 1)
         what = f"8 channels times {shrink}, for {len(blocks)} stages"
-        divided("width", width, 8 * shrink, what)
-        first = width // shrink
+        first = 8 * divided("width", width, 8 * shrink, what)
         base = None if base_width is None else divided("base_width", base_width, shrink, what)
         make_norm = BatchNorm if norm == "batch" else GroupNorm
         stem_key, readout_key, *keys = jax.random.split(key, sum(blocks) + 2)
@@ -131,7 +129,6 @@ class ResNet(eqx.Module):
                 x = channels.times(4) if bottleneck else channels
         self.blocks = tuple(made)
         self.readout = Linear(x, out_size, parametrization=parametrization, key=readout_key)
-        self.norm = norm
         self.large_stem = large_stem
 
     def __call__(

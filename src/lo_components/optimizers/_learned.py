@@ -192,24 +192,22 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
         Channels that are constant along the rows are counted in every block, in the sum as in the count.
         """
         num_blocks, rest = divmod(view.param.shape[0], rows)
-        last = view.rows(jnp.asarray(num_blocks * rows), rest) if rest else None
+        like = jax.eval_shape(self.features, view.rows(jnp.asarray(0), rows))
+        counts = [num_blocks * c.count for c in like]
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [c.square_sum for c in like])
+        if not jax.tree.leaves(sums):
+            return list(zip(sums, counts, strict=True))
 
-        def counts_of(part: TensorView) -> list[int]:
-            return [c.count for c in jax.eval_shape(self.features, part)]
-
-        counts = [num_blocks * count for count in counts_of(view.rows(jnp.asarray(0), rows))]
-        counts = counts if last is None else [a + b for a, b in zip(counts, counts_of(last), strict=True)]
-
-        def sums_of(part: TensorView) -> list[Float[Array, " c"] | None]:
-            return [c.square_sum for c in self.features(part)]
+        def add(sums, part: tuple[Channels, ...]):
+            return jax.tree.map(jnp.add, sums, [c.square_sum for c in part])
 
         def accumulate(i: Int[Array, ""], sums):
-            return jax.tree.map(jnp.add, sums, sums_of(view.rows(i * rows, rows)))
+            return add(sums, self.features(view.rows(i * rows, rows)))
 
-        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, view))
-        if jax.tree.leaves(sums):
-            sums = jax.lax.fori_loop(0, num_blocks, accumulate, sums)
-            sums = sums if last is None else jax.tree.map(jnp.add, sums, sums_of(last))
+        sums = jax.lax.fori_loop(0, num_blocks, accumulate, sums)
+        if rest:
+            last = self.features(view.rows(jnp.asarray(num_blocks * rows), rest))
+            sums, counts = add(sums, last), [n + c.count for n, c in zip(counts, last, strict=True)]
         return list(zip(sums, counts, strict=True))
 
     def _channels(self, view: TensorView, sums: list[tuple[Float[Array, " c"] | None, int]]) -> tuple[Channels, ...]:

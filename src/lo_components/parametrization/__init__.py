@@ -5,6 +5,7 @@ from ._absorbed import reinitialize as reinitialize
 from ._base import AbstractParametrization as AbstractParametrization
 from ._base import Axis as Axis
 from ._base import WidthSpec as WidthSpec
+from ._base import check_widths as check_widths
 from ._depth import DepthMuP as DepthMuP
 from ._infer import infer_widths as infer_widths
 from ._mup import MuP as MuP

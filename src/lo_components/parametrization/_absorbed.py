@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._types import typechecked
-from ._base import AbstractParametrization, Axis, WidthSpec
+from ._base import AbstractParametrization, Axis, WidthSpec, check_widths
 from ._mup import MuP
 
 
@@ -70,14 +70,8 @@ def reinitialize(
     Raises `ValueError` where `widths` does not belong to `model`.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
+    check_widths(widths, params)
     leaves, treedef = jax.tree.flatten(params)
-    specs, spec_treedef = jax.tree.flatten(widths)
-    if [s.shape for s in specs] != [x.shape for x in leaves] or treedef != spec_treedef:
-        raise ValueError(
-            "`widths` must have one `WidthSpec` of the right shape for each floating-point array of `model`, in the "
-            "structure of `equinox.filter(model, equinox.is_inexact_array)`; call `infer_widths` with the model's own "
-            "size as `target`."
-        )
 
     def draw(leaf, spec: WidthSpec, key):
         if spec.role == "vector":
@@ -86,5 +80,5 @@ def reinitialize(
         return (std * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
     keys = jax.random.split(key, max(1, len(leaves)))
-    drawn = [draw(x, s, k) for x, s, k in zip(leaves, specs, keys, strict=False)]
+    drawn = [draw(x, s, k) for x, s, k in zip(leaves, jax.tree.leaves(widths), keys, strict=False)]
     return eqx.combine(treedef.unflatten(drawn), static)

@@ -121,6 +121,23 @@ def _multiplier(axis: Axis, kernel_size: int) -> float:
     return float(axis.size * kernel_size) if axis.base is None else axis.size / axis.base
 
 
+def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
+    """Raise `ValueError` unless `widths` declares exactly these arrays.
+
+    **Arguments:**
+
+    - `widths`: from [`lo_components.parametrization.infer_widths`][] or [`lo_components.nn.declared_widths`][].
+    - `arrays`: a model's floating-point arrays, or their shapes: `equinox.filter(model, equinox.is_inexact_array)`.
+    """
+    shapes = [[x.shape for x in jax.tree.leaves(tree)] for tree in (widths, arrays)]
+    if shapes[0] != shapes[1] or jax.tree.structure(widths) != jax.tree.structure(arrays):
+        raise ValueError(
+            "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
+            "structure of `equinox.filter(model, equinox.is_inexact_array)`; call `infer_widths` with the model's own "
+            "width as `target`."
+        )
+
+
 class AbstractParametrization(eqx.Module):
     """Says, for each array of a model, how to initialize it, multiply its layer's output and scale its updates.
 

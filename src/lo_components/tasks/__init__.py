@@ -5,6 +5,7 @@ from ._coordinate_check import CoordinateCheck as CoordinateCheck
 from ._coordinate_check import Exponent as Exponent
 from ._coordinate_check import coordinate_check as coordinate_check
 from ._language import LanguageModeling as LanguageModeling
+from ._model import AbstractModelTask as AbstractModelTask
 from ._quadratic import LinearRegression as LinearRegression
 from ._quadratic import Quadratic as Quadratic
 from ._supervised import ImageClassification as ImageClassification

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._types import Params, Scales
+from .._types import Params
 from ..data import TokenDataset, sample_tokens
 from ..parametrization import AbstractParametrization, WidthSpec
-from ._base import AbstractTask
-from ._model import Optimizee
+from ._model import AbstractModelTask, Optimizee
 
 
-class LanguageModeling(AbstractTask[Int[Array, "batch length"]]):
+class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
     r"""Predict the next token: mean cross-entropy over all positions whose next token is not padding, in nats.
 
     Per-step meta-losses are clipped at $1.5 \ln V$ for $V$ tokens.
@@ -49,19 +48,8 @@ class LanguageModeling(AbstractTask[Int[Array, "batch length"]]):
         self.batch_size = batch_size
 
     @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.optimizee.update_scales
-
-    @property
     def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1.5 * math.log(self.dataset.vocab_size)
-
-    def init(self, *, key: PRNGKeyArray) -> Params:
-        return self.optimizee.init(key)
-
-    def model(self, params: Params) -> Any:
-        """The model with these parameters."""
-        return self.optimizee.model(params)
 
     def batch(
         self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None

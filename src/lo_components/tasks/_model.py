@@ -11,13 +11,14 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._tree import path_name
 from .._types import Params, Scales
 from ..nn import declared_widths, named_layers
-from ..parametrization import AbstractParametrization, WidthSpec
+from ..parametrization import AbstractParametrization, WidthSpec, check_widths
+from ._base import AbstractTask, BatchT
 
 
 class Optimizee(eqx.Module):
     """A model to train: how to build it, everything of it but its arrays, and its update scales.
 
-    Private to this package: tasks hold one and offer its parts.
+    Tasks hold one and offer its parts.
     """
 
     rest: PyTree
@@ -39,25 +40,29 @@ class Optimizee(eqx.Module):
                     f"`build` returns a model with an array of {leaf.dtype} at `{path_name(path)}`, which is not to be "
                     "trained; make it inside the model's `__call__`, or keep it as a tuple of numbers."
                 )
-        expected = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)]
-        given = declared_widths(shapes) if widths is None else widths
-        found = [(path, spec.shape) for path, spec in jax.tree_util.tree_leaves_with_path(given)]
-        if found != expected and widths is None:
-            raise ValueError(
-                "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, for "
-                "instance from `lo_components.parametrization.infer_widths`."
-            )
-        if found != expected or jax.tree.structure(given) != jax.tree.structure(arrays):
-            raise ValueError(
-                "`widths` must have one `WidthSpec` of the right shape per floating-point array of the model, like it; "
-                "call `infer_widths` with the model's own width as `target`."
-            )
-        widths = given
+        if widths is None:
+            widths = declared_widths(shapes)
+            if jax.tree.structure(widths) != jax.tree.structure(arrays):
+                raise ValueError(
+                    "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, "
+                    "for instance from `lo_components.parametrization.infer_widths`."
+                )
+        check_widths(widths, arrays)
         self.update_scales = parametrization.update_scales(widths)
 
-    def init(self, key: PRNGKeyArray) -> Params:
-        return eqx.filter(self.build(key), eqx.is_inexact_array)
+
+class AbstractModelTask(AbstractTask[BatchT]):
+    """A task whose optimizee is a model: its floating-point arrays are the parameters, its widths give update scales."""
+
+    optimizee: eqx.AbstractVar[Optimizee]
+
+    @property
+    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizee.update_scales
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return eqx.filter(self.optimizee.build(key), eqx.is_inexact_array)
 
     def model(self, params: Params) -> Any:
         """The model with these parameters."""
-        return named_layers(eqx.combine(params, self.rest))
+        return named_layers(eqx.combine(params, self.optimizee.rest))

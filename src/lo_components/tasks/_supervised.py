@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._types import Params, Scales
-from ..data import ImageDataset, sample_batch, take_batch
+from .._types import Params
+from ..data import ImageDataset, one_split, sample_batch, take_batch
 from ..nn import BatchNorm
 from ..parametrization import AbstractParametrization, WidthSpec
-from ._base import AbstractTask
-from ._model import Optimizee
+from ._model import AbstractModelTask, Optimizee
 
 ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 
 
-class ImageClassification(AbstractTask[ImageBatch]):
+class ImageClassification(AbstractModelTask[ImageBatch]):
     r"""Classify images by softmax regression on a model's outputs, with the mean cross-entropy as loss.
 
     Per-step meta-losses are clipped at $1.5 \ln C$ for $C$ classes. The model is called under
@@ -53,19 +52,8 @@ class ImageClassification(AbstractTask[ImageBatch]):
         self.batch_size = batch_size
 
     @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.optimizee.update_scales
-
-    @property
     def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1.5 * math.log(self.dataset.num_classes)
-
-    def init(self, *, key: PRNGKeyArray) -> Params:
-        return self.optimizee.init(key)
-
-    def model(self, params: Params) -> Any:
-        """The model with these parameters."""
-        return self.optimizee.model(params)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> ImageBatch:
         return sample_batch(self.dataset, self.batch_size, split=split, key=key)
@@ -93,9 +81,7 @@ class ImageClassification(AbstractTask[ImageBatch]):
         """
         model = self.model(params)
         normalized = any(isinstance(x, BatchNorm) for x in jax.tree.leaves(model, is_leaf=_is_batch_norm))
-        if split not in self.dataset.splits:
-            raise ValueError(f"`split` must be one of {sorted(self.dataset.splits)}, got {split!r}.")
-        count, size = self.dataset.splits[split].labels.shape[0], self.batch_size
+        count, size = one_split(self.dataset.splits, split).labels.shape[0], self.batch_size
         reference = sample_batch(self.dataset, reference_size, key=key)[0] if normalized else None
 
         def chunk(index: Int[Array, " batch"]):
