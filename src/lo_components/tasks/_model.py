@@ -52,7 +52,7 @@ class Optimizee(eqx.Module):
 
 
 class AbstractModelTask(AbstractTask[BatchT]):
-    """A task whose optimizee is a model: its floating-point arrays are the parameters, its widths give update scales."""
+    """A task whose optimizee is a model: its floating-point arrays are parameters, its widths give update scales."""
 
     optimizee: eqx.AbstractVar[Optimizee]
 
