@@ -52,6 +52,17 @@ def test_initial_logits_under_mup_are_zero_whatever_the_image(getkey):
         np.testing.assert_array_equal(model(jax.random.normal(getkey(), (6,))), [0.0, 0.0])
 
 
+def test_a_readout_of_zero_behind_a_sum_gives_zeros_also_where_all_is_compiled_together(getkey):
+    """A plain `jnp.zeros` gives NaN here on CPUs with jax 0.11 and 0.12; see the FAQ."""
+
+    def outputs(features, key):
+        readout = Linear(Axis.growing(256), 10, parametrization=MuP(), key=key)
+        return jax.vmap(readout)(jnp.mean(features, 2))
+
+    features = jax.random.normal(getkey(), (64, 256, 64))
+    np.testing.assert_array_equal(jax.jit(outputs)(features, getkey()), np.zeros((64, 10)))
+
+
 @pytest.mark.parametrize("base_width", [1, 16, 32])
 def test_biases_under_mup_have_the_same_deviation_at_every_width(base_width, getkey):
     """The base width is no exception, or networks would differ there from all others."""

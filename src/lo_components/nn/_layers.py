@@ -48,7 +48,10 @@ def as_axis(units: Axis | int) -> Axis:
 def initial(shape: tuple[int, ...], std: float, *, truncated: bool, key: PRNGKeyArray) -> Float[Array, "*shape"]:
     """Normal draws of deviation `std` before truncation; nothing is drawn, or compiled, where `std` is 0."""
     draw = partial(jax.random.truncated_normal, key, -2.0, 2.0) if truncated else partial(jax.random.normal, key)
-    return std * draw(shape, jnp.float32) if std else jnp.zeros(shape, jnp.float32)
+    if std:
+        return std * draw(shape, jnp.float32)
+    # Hidden from the compiler: jax 0.11 and 0.12 multiply sums by a constant matrix wrongly on CPUs (docs/faq.md).
+    return jax.lax.optimization_barrier(jnp.zeros(shape, jnp.float32))
 
 
 class Linear(AbstractLayer):
