@@ -6,7 +6,6 @@ calls, and writes `benchmarks/results/pes.json`. On a noisy machine quote the ra
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,10 +14,11 @@ import equinox as eqx
 import jax
 import numpy as np
 from naive import naive
+from report import RESULTS, write
 
 import lo_components as loc
 
-RESULT = Path(__file__).parent / "results" / "pes.json"
+RESULT = RESULTS / "pes.json"
 PAIRS, WINDOW = 8, 50
 
 
@@ -81,10 +81,7 @@ def main(rounds: int = 15, out: Path = RESULT):
             f"ratio {row['ratio_to_naive']:.2f}, compiled in {row['compile_seconds']:.1f} s",
             flush=True,
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind, "rows": rows}, indent=1) + "\n"
-    )
+    write(out, rows)
 
 
 if __name__ == "__main__":

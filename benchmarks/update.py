@@ -5,17 +5,17 @@ quote the ratios. Run: `python benchmarks/update.py`.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import jax
 import optax
+from report import RESULTS, write
 
 import lo_components as loc
 
-RESULT = Path(__file__).parent / "results" / "update.json"
+RESULT = RESULTS / "update.json"
 SHAPES = {"w0": (1024, 784), "b0": (1024,), "w1": (1024, 1024), "b1": (1024,), "w2": (10, 1024), "b2": (10,)}
 
 
@@ -77,10 +77,7 @@ def main(rounds: int = 12, calls: int = 5, out: Path = RESULT):
             f"{name:<20}{row['ns_per_param']:>10.2f}{row['ratio_to_adam']:>8.1f}"
             f"{row['temp_bytes_per_param']:>14.1f}{row['compile_seconds']:>11.2f}"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind, "rows": rows}, indent=1) + "\n"
-    )
+    write(out, rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Does training look the same at every width? Check it for a model and an optimizer, under SP and under muP.
 
     python examples/coordinate_check.py                                  # an MLP on digits, with Adam
-    python examples/coordinate_check.py --model transformer --optimizer sgd
-    python examples/coordinate_check.py --optimizer mulo --weights quickstart/mulo.safetensors
+    python examples/coordinate_check.py --model transformer --optimizers adam sgd
+    python examples/coordinate_check.py --optimizers mulo --weights quickstart/mulo.safetensors
     python examples/coordinate_check.py --smoke                          # everything in small
 
 Prints the exponents of every layer and saves a picture of the changes over the width.
@@ -56,7 +56,7 @@ def make_optimizer(name: str, weights: Path | None, hidden_size: int) -> optax.G
 
 def main(
     model: str = "mlp",
-    optimizer: str = "adam",
+    optimizers: tuple[str, ...] = ("adam",),
     weights: Path | None = None,
     hidden_size: int = 4,
     widths: tuple[int, ...] = (64, 128, 256, 512),
@@ -65,28 +65,33 @@ def main(
     smoke: bool = False,
 ) -> None:
     widths = (16, 32) if smoke else tuple(widths)
-    rule = "sgd" if optimizer == "sgd" else "adam"
-    # SGD's scales grow with the width, so they need a width at which they are 1.
-    base_width = widths[0] if optimizer == "sgd" else None
-    checks = {}
-    for name, parametrization in (("SP", SP()), ("muP", MuP(update_rule=rule))):
-        checks[name] = loc.tasks.coordinate_check(
-            make_task(model, parametrization, base_width),
-            make_optimizer(optimizer, weights, hidden_size),
-            widths=widths,
-            num_steps=1 if smoke else STEPS,
-            num_seeds=1 if smoke else num_seeds,
-            key=jax.random.key(0),
-        )
-        print(f"\n{name}, {optimizer}, {model}: changes after the last step\n\n{checks[name].table()}", flush=True)
-    loc.plots.coordinate_checks(checks, out, title=f"{model}, {optimizer}")
+    steps = 1 if smoke else STEPS
+    checks, summary = {}, []
+    for optimizer in optimizers:
+        rule = "sgd" if optimizer == "sgd" else "adam"
+        # SGD's scales grow with the width, so they need a width at which they are 1.
+        base_width = widths[0] if optimizer == "sgd" else None
+        for name, parametrization in (("SP", SP()), ("muP", MuP(update_rule=rule))):
+            checks[f"{name}, {optimizer}"] = check = loc.tasks.coordinate_check(
+                make_task(model, parametrization, base_width),
+                make_optimizer(optimizer, weights, hidden_size),
+                widths=widths,
+                num_steps=steps,
+                num_seeds=1 if smoke else num_seeds,
+                key=jax.random.key(0),
+            )
+            print(f"\n{name}, {optimizer}, {model}: changes after the last step\n\n{check.table()}", flush=True)
+            largest = "  ".join(f"{check.largest(step):6.2f}" for step in range(steps))
+            summary.append(f"{optimizer:<10}{name:<5}{largest}   {check.smallest():6.2f} to {check.largest():.2f}")
+    print(f"\n{model}: the largest exponent after each step, and the range after the last\n\n" + "\n".join(summary))
+    loc.plots.coordinate_checks(checks, out, title=model)
     print(f"\npicture: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("mlp", "cnn", "resnet", "vit", "transformer"), default="mlp")
-    parser.add_argument("--optimizer", choices=tuple(RATES), default="adam")
+    parser.add_argument("--optimizers", choices=tuple(RATES), nargs="+", default=("adam",))
     parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
     parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))

@@ -1,7 +1,7 @@
 """Train every optimizee of the zoo for some hundred steps with Adam and with a learned optimizer, side by side.
 
     python examples/train_zoo.py --weights quickstart/mulo.safetensors
-    python examples/train_zoo.py --weights ... --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER
+    python examples/train_zoo.py --weights ... --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER --lm1b FOLDER
     python examples/train_zoo.py --smoke          # everything in small
 
 Without folders images are scikit-learn's digits, text is the standard library's documentation. Prints each model's loss
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,32 @@ from lo_components.parametrization import MuP
 MUP: dict[str, Any] = dict(parametrization=MuP())
 
 
-def text_dataset(folder: Path | None, vocab_size: int, length: int):
-    """Bytes of the standard library's documentation, or pieces of a tokenizer trained on the folder's own text."""
-    if folder is None:
-        return loc.data.python_docs(loc.data.ByteTokenizer(), length=length)
-    with tempfile.TemporaryDirectory() as scratch:
-        lines = loc.data.read_lines(sorted(folder.glob("*.txt")))
-        tokenizer = loc.data.train_tokenizer(lines, Path(scratch) / "text.model", vocab_size=vocab_size)
-    return loc.data.text_files(folder, tokenizer, length=length)
+def language_task(read: Callable, files: list[Path], vocab_size: int, length: int, **sizes):
+    """Pieces of a tokenizer that is trained on the very text; bytes of the standard library's documentation without."""
+    if not files:
+        dataset = loc.data.python_docs(loc.data.ByteTokenizer(), length=length)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / "text.model"
+            dataset = read(
+                loc.data.train_tokenizer(loc.data.read_lines(files), model, vocab_size=vocab_size), length=length
+            )
+    return loc.tasks.language_modeling(dataset, **sizes)
 
 
-def make_tasks(fashion: Path | None, cifar: Path | None, text: Path | None, small: bool) -> dict[str, Callable]:
+def make_tasks(
+    fashion: Path | None, cifar: Path | None, text: Path | None, lm1b: Path | None, small: bool
+) -> dict[str, Callable]:
     """Tasks by name, made when asked for."""
     gray = loc.data.digits() if fashion is None else loc.data.fashion_mnist(fashion)
     color = gray if cifar is None else loc.data.cifar10(cifar)
     patch_size = max(2, color.image_shape[0] // 4)
     width, blocks, batch_size = (16, (1, 1), 8) if small else (128, (1, 1, 1), 64)
     tasks = loc.tasks
-    return {
+    language = dict(width=width, depth=2, heads=4, batch_size=batch_size // 2, **MUP)
+    shards = sorted(lm1b.rglob("news.en*-of-*")) if lm1b else []
+    words = sorted(text.glob("*.txt")) if text else []
+    found = {
         "MLP": lambda: tasks.mlp_classification(gray, width=width, depth=3, batch_size=2 * batch_size, **MUP),
         "CNN": lambda: tasks.cnn_classification(color, width=width // 2, batch_size=batch_size, **MUP),
         "ResNet, group norm": lambda: tasks.resnet_classification(
@@ -55,10 +64,11 @@ def make_tasks(fashion: Path | None, cifar: Path | None, text: Path | None, smal
         "ViT": lambda: tasks.vit_classification(
             color, patch_size=patch_size, width=width, depth=2, heads=4, batch_size=batch_size, **MUP
         ),
-        "language model": lambda: tasks.language_modeling(
-            text_dataset(text, 2_000, 32), width=width, depth=2, heads=4, batch_size=batch_size // 2, **MUP
-        ),
+        "LM": lambda: language_task(partial(loc.data.text_files, text), words, 2_000, 32, **language),
     }
+    if lm1b:
+        found["LM, LM1B"] = lambda: language_task(partial(loc.data.lm1b, lm1b), shards, 4_000, 32, **language)
+    return found
 
 
 def main(
@@ -67,6 +77,7 @@ def main(
     fashion_mnist: Path | None = None,
     cifar10: Path | None = None,
     text: Path | None = None,
+    lm1b: Path | None = None,
     out: Path = Path("train_zoo.png"),
     steps: int = 300,
     learning_rate: float = 1e-2,
@@ -78,7 +89,7 @@ def main(
     optimizers = {"muAdam": Adam(learning_rate), "muLO" if weights else "muLO (random weights)": learned}
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
-    tasks = make_tasks(fashion_mnist, cifar10, text, smoke)
+    tasks = make_tasks(fashion_mnist, cifar10, text, lm1b, smoke)
     # Compiling the large ones takes longer than a smoke run may.
     for name, make in list(tasks.items())[: 1 if smoke else None]:
         task, panels[name] = make(), {}
@@ -99,6 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's idx files")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's python batches")
     parser.add_argument("--text", type=Path, help="folder with text files, one document a line")
+    parser.add_argument("--lm1b", type=Path, help="folder with shards of the One Billion Word Benchmark")
     parser.add_argument("--out", type=Path, default=Path("train_zoo.png"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--smoke", action="store_true", help="everything in small")

@@ -1,0 +1,101 @@
+"""Time a training step beside what it takes to get its batch: drawn on the device, or from a grain pipeline.
+
+Prints milliseconds for each task and the share of a step that on-device sampling takes, and writes
+`benchmarks/results/input.json`. Images are random, 28x28; sequences have 64 tokens. Run: `python benchmarks/input.py`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from report import RESULTS, write
+
+import lo_components as loc
+from lo_components.parametrization import MuP
+
+RESULT = RESULTS / "input.json"
+KEY = jax.random.key(0)
+
+
+def tasks():
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (20_000, 28, 28), dtype=np.uint8), rng.integers(0, 10, 20_000))
+    images = loc.data.image_dataset({"train": images}, num_classes=10, name="random images")
+    tokens = jnp.asarray(rng.integers(1, 4000, (20_000, 64)), jnp.int32)
+    tokens = loc.data.TokenDataset({"train": tokens}, 4000)
+    mlp, mup = loc.tasks.mlp_classification, dict(parametrization=MuP())
+    for width in (32, 128, 512):
+        yield f"MLP, width {width}", images, mlp(images, width=width, depth=2, batch_size=128, **mup)
+    yield (
+        "ViT, width 64",
+        images,
+        loc.tasks.vit_classification(images, patch_size=7, width=64, depth=2, heads=4, batch_size=128, **mup),
+    )
+    language = loc.tasks.language_modeling(tokens, width=64, depth=2, heads=4, batch_size=32, **mup)
+    yield "LM, width 64", tokens, language
+
+
+def milliseconds(call: Callable, rounds: int) -> float:
+    """The median of `rounds` calls, after two that do not count."""
+    seconds = []
+    for _ in range(rounds + 2):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(seconds[2:])
+
+
+def train_step(task, optimizer: optax.GradientTransformation):
+    @eqx.filter_jit
+    def step(params, state, batch):
+        grads = jax.grad(task.loss)(params, batch, key=KEY)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = task.init(key=KEY)
+    return lambda batch: step(params, optimizer.init(params), batch)
+
+
+def measured(name: str, dataset, task, rounds: int) -> dict:
+    """One row of the table."""
+    batch = task.batch(key=KEY)
+    step, sample = train_step(task, optax.adam(1e-3)), eqx.filter_jit(lambda key: task.batch(key=key))
+    pipeline = loc.data.pipeline(dataset, task.batch_size, seed=0)
+    ahead = loc.data.prefetch_to_device(loc.data.pipeline(dataset, task.batch_size, seed=0))
+    row = {
+        "task": name,
+        "step_ms": milliseconds(lambda: step(batch), rounds),
+        "on_device_ms": milliseconds(lambda: sample(KEY), rounds),
+        "grain_ms": milliseconds(lambda: next(pipeline), rounds),
+    }
+    # What a loop pays that computes while the next batch is on its way: both, less the step alone.
+    row["grain_prefetched_ms"] = max(0.0, milliseconds(lambda: step(next(ahead)), rounds) - row["step_ms"])
+    row["on_device_share"] = row["on_device_ms"] / row["step_ms"]
+    return row
+
+
+def main(rounds: int = 30, out: Path = RESULT):
+    rows = []
+    print(f"{'task':<18}{'step ms':>9}{'on device ms':>14}{'share':>7}{'grain ms':>10}{'grain, prefetched ms':>22}")
+    for name, dataset, task in tasks():
+        rows.append(row := measured(name, dataset, task, rounds))
+        print(
+            f"{name:<18}{row['step_ms']:>9.2f}{row['on_device_ms']:>14.3f}{row['on_device_share']:>7.1%}"
+            f"{row['grain_ms']:>10.2f}{row['grain_prefetched_ms']:>22.2f}",
+            flush=True,
+        )
+    write(out, rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    main(**vars(parser.parse_args()))
