@@ -64,7 +64,7 @@ def make_tasks(
         "ViT": lambda: tasks.vit_classification(
             color, patch_size=patch_size, width=width, depth=2, heads=4, batch_size=batch_size, **MUP
         ),
-        "LM": lambda: language_task(partial(loc.data.text_files, text), words, 2_000, 32, **language),
+        "LM": lambda: language_task(partial(loc.data.text_files, words), words, 2_000, 32, **language),
     }
     if lm1b:
         found["LM, LM1B"] = lambda: language_task(partial(loc.data.lm1b, lm1b), shards, 4_000, 32, **language)
