@@ -51,7 +51,8 @@ def make_optimizer(name: str, weights: Path | None, hidden_size: int) -> optax.G
         if weights is not None:
             learned, _ = loc.interop.load_arrays(weights, learned)
         return loc.optimizers.as_optax(learned)
-    return optax.adam(RATES["adam"]) if name == "adam" else optax.sgd(RATES["sgd"])
+    # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
+    return optax.adam(RATES["adam"], eps=1e-15) if name == "adam" else optax.sgd(RATES["sgd"])
 
 
 def main(

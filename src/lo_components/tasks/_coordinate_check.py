@@ -143,23 +143,18 @@ def _changes(task: AbstractTask, optimizer: optax.GradientTransformation, num_st
     params = task.init(key=init_key)
     probe = task.batch(key=probe_key)
 
-    def preactivations(params):
-        return named_values(lambda p: task.loss(p, probe, key=loss_key), params)
-
-    before = preactivations(params)
-
     def step(carry, key):
         params, state = carry
+        # Also the initial ones are computed in here: by the same program, or rounding would pass for a change.
+        values = named_values(lambda p: task.loss(p, probe, key=loss_key), params)
         batch_key, key = jax.random.split(key)
         grads = jax.grad(task.loss)(params, task.batch(key=batch_key), key=key)
         updates, state = optimizer.update(grads, state, params)
         if task.update_scales is not None:
             updates = jax.tree.map(jnp.multiply, updates, task.update_scales)
-        params = optax.apply_updates(params, updates)
-        changed = {
-            name: jnp.sqrt(jnp.mean(jnp.square(jnp.subtract(after, before[name]).astype(jnp.float32))))
-            for name, after in preactivations(params).items()
-        }
-        return (params, state), changed
+        return (optax.apply_updates(params, updates), state), values
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(steps_key, num_steps))[1]
+    keys = jax.random.split(steps_key, num_steps + 1)
+    values = jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
+    changes = jax.tree.map(lambda x: x[1:].astype(jnp.float32) - x[:1].astype(jnp.float32), values)
+    return jax.tree.map(lambda change: jnp.sqrt(jnp.mean(jnp.square(change), axis=1)), changes)
