@@ -98,6 +98,7 @@ def test_api_page_lists_the_members(package):
 
 
 def _own_members(cls: type) -> set[str]:
+    fields = getattr(cls, "__annotations__", {})
     inherited = {n for base in cls.__mro__[1:] for n in (*vars(base), *getattr(base, "__annotations__", {}))}
     return {
         name
@@ -105,6 +106,7 @@ def _own_members(cls: type) -> set[str]:
         if (isinstance(member, property) or (callable(member) and not isinstance(member, type)))
         and (not name.startswith("_") or name == "__call__")
         and name not in inherited
+        and name not in fields
     }
 
 

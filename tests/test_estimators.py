@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from meta_helpers import (
     START,
@@ -18,23 +20,44 @@ from meta_helpers import (
     quadratic_unroll,
 )
 
-from lo_components.estimators import PES, TruncatedES
-from lo_components.optimizers import SGD, Clipped, Scaled
-from lo_components.unroll import ConstantHorizon, LogUniformHorizon, TruncatedUnroll
+from lo_components.estimators import (
+    PES,
+    CenteredRanks,
+    ClippedDifference,
+    Difference,
+    ESSingle,
+    FullES,
+    Mixture,
+    SignOfDifference,
+    TruncatedBackprop,
+    TruncatedES,
+    ZScores,
+)
+from lo_components.optimizers import SGD, Clipped, Scaled, StepContext
+from lo_components.unroll import (
+    ConstantHorizon,
+    FinalLoss,
+    LogUniformHorizon,
+    MeanLoss,
+    TelescopedLoss,
+    TruncatedUnroll,
+)
 
 STEPS = 20
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
 # The parameters of step t are START + t * velocity, so the gradient of the mean over t of half their squared norm is
 EXACT = np.mean([t * (START + t * VELOCITY) for t in range(STEPS)], axis=0)
+LAST = (STEPS - 1) * (START + (STEPS - 1) * VELOCITY)
 
 
-def mean_estimates(kind, windows, *, replicates, num_pairs=8):
+def mean_estimates(kind, windows, *, replicates, num_pairs=8, meta_loss=MeanLoss(), **options):
     """`[replicates, 3]` estimates of `EXACT`, each averaged over the windows of one whole horizon.
 
     After as many windows again, in which the staggered first episodes end, every pair is in some window of a whole
     episode; the next `windows` windows then meet every window of the horizon once.
     """
-    estimator = kind(quadratic_unroll(steps=STEPS, window=STEPS // windows), num_pairs=num_pairs, std=0.1)
+    unroll = dataclasses.replace(quadratic_unroll(steps=STEPS, window=STEPS // windows), meta_loss=meta_loss)
+    estimator = kind(unroll, num_pairs, **{"std": 0.1, **options})
     learner = Drift(jnp.asarray(VELOCITY))
 
     def replicate(key):
@@ -54,11 +77,56 @@ def mean_and_error(estimates):
     return estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / math.sqrt(len(estimates))
 
 
-@pytest.mark.parametrize("windows", [1, 10])
-def test_pes_is_unbiased_for_the_gradient_of_the_mean_loss(windows):
-    mean, error = mean_and_error(mean_estimates(PES, windows, replicates=2000))
+UNBIASED = {
+    "PES, 1 window": (PES, 1, {}),
+    "PES, 10 windows": (PES, 10, {}),
+    "PES, forward differences": (PES, 4, {"counterpart": "unperturbed"}),
+    "PES, a std that shrinks": (PES, 4, {"std": optax.linear_schedule(0.3, 0.05, 8)}),
+    "ES-Single, 10 windows": (ESSingle, 10, {}),
+    "ES-Single, a std that shrinks": (ESSingle, 4, {"std": optax.linear_schedule(0.3, 0.05, 8)}),
+    "full ES": (FullES, 4, {}),
+}
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_unbiased_estimators_agree_with_the_gradient_of_the_mean_loss(name):
+    kind, windows, options = UNBIASED[name]
+    mean, error = mean_and_error(mean_estimates(kind, windows, replicates=2000, **options))
     assert np.all(error < 0.02 * np.abs(EXACT).max())  # precise enough to tell a factor of 1.1 apart
     np.testing.assert_array_less(np.abs(mean - EXACT), 4 * error)
+
+
+@pytest.mark.parametrize("meta_loss", [FinalLoss(), TelescopedLoss()])
+@pytest.mark.parametrize("kind", [PES, ESSingle])
+def test_the_final_loss_and_its_telescoped_form_have_one_gradient(kind, meta_loss):
+    mean, error = mean_and_error(mean_estimates(kind, 4, replicates=4000, meta_loss=meta_loss))
+    assert np.all(error < 0.05 * np.abs(LAST).max())
+    np.testing.assert_array_less(np.abs(mean - LAST), 4 * error)
+
+
+@pytest.mark.parametrize("windows", [1, 4])
+def test_backpropagation_is_exact_in_its_window(windows):
+    """With one window it is the gradient; with more it is what each window owes to its own parameters."""
+    window = STEPS // windows
+    expected = np.mean([(t % window) * (START + t * VELOCITY) for t in range(STEPS)], axis=0)
+    assert (windows == 1) == np.allclose(expected, EXACT)
+    estimates = mean_estimates(lambda unroll, n, std: TruncatedBackprop(unroll, n), windows, replicates=2, num_pairs=2)
+    np.testing.assert_allclose(estimates, [expected] * 2, rtol=1e-5)
+
+
+def test_backpropagation_leaves_out_particles_whose_gradient_is_not_finite_and_reports_them():
+    class Fading(Drift):
+        """Its gradient is infinite where it stops."""
+
+        def update(self, grads, state, params, *, context=StepContext()):
+            return jnp.sqrt(jnp.maximum(self.velocity, 0.0)) * params, state
+
+    unroll = TruncatedUnroll(Noisy(), ConstantHorizon(10), 5)
+    estimator = TruncatedBackprop(unroll, 3)
+    (estimate,), _ = run(estimator, Fading(jnp.zeros(3)), 1)
+    assert estimate.diagnostics["usable"] == 0.0 and not np.any(estimate.grad.velocity)
+    (estimate,), _ = run(estimator, Fading(jnp.ones(3)), 1)
+    assert estimate.diagnostics["usable"] == 1.0 and np.all(np.isfinite(estimate.grad.velocity))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +146,11 @@ def test_truncated_es_estimates_what_each_window_owes_to_its_own_parameters(trun
     np.testing.assert_array_less(np.abs(mean - own), 4 * error)
 
 
-def test_with_one_window_per_horizon_truncated_es_is_pes():
-    pes, es = (mean_estimates(kind, 1, replicates=8) for kind in (PES, TruncatedES))
+def test_with_one_window_per_horizon_truncated_es_and_es_single_are_pes():
+    pes, es, single = (mean_estimates(kind, 1, replicates=8) for kind in (PES, TruncatedES, ESSingle))
     assert np.all(pes != 0)
     np.testing.assert_array_equal(es, pes)
+    np.testing.assert_allclose(single, pes, rtol=2e-5)  # its std is carried, so that the compiler divides differently
 
 
 @eqx.filter_jit
@@ -113,7 +182,7 @@ def test_pes_weighs_the_noise_sum_by_the_loss_difference():
     assert not np.any(states[-1].inner.done)
     start = np.tile(START.astype(np.float64), (2, 4, 1))
     for i in range(3):
-        before, after = (np.asarray(s.noise_sum.velocity, np.float64) for s in states[i : i + 2])
+        before, after = (std**2 * np.asarray(s.noise.velocity, np.float64) for s in states[i : i + 2])
         velocity = VELOCITY + np.stack([after - before, before - after])
         losses = np.mean([0.5 * np.sum((start + t * velocity) ** 2, axis=2) for t in range(window)], axis=0)
         expected = np.mean(((losses[0] - losses[1]) / (2 * std**2))[:, None] * after, axis=0)
@@ -126,19 +195,19 @@ def test_pes_weighs_the_noise_sum_by_the_loss_difference():
 def test_noise_has_the_given_deviation_and_its_sum_restarts_with_the_episode():
     estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2000, std=0.3)
     _, states = run(estimator, Drift(jnp.asarray(VELOCITY)), 3)
-    assert not np.any(states[0].noise_sum.velocity)
-    for state in states[1:]:
-        done, noise = np.asarray(state.inner.done), np.asarray(state.noise_sum.velocity)
-        assert 800 < done.sum() < 1200
-        assert not np.any(noise[done])
-        assert np.all(np.any(noise[~done] != 0, axis=1))
-        # One window has passed since the last restart.
-        assert abs(noise[~done].std() - 0.3) < 4 * 0.3 / math.sqrt(2 * 3 * (~done).sum())
+    assert not np.any(states[0].noise.velocity)
+    for before, state in zip(states, states[1:], strict=False):
+        new, noise = np.asarray(before.inner.done), 0.3**2 * np.asarray(state.noise.velocity)
+        assert 800 < new.sum() < 1200 or before is states[0]
+        # One window has passed since the last restart, or two.
+        for windows, some in ((1, noise[new]), (2, noise[~new])) if before is not states[0] else ((1, noise),):
+            expected = 0.3 * math.sqrt(windows)
+            assert abs(some.std() - expected) < 4 * expected / math.sqrt(2 * some.size)
 
 
 def test_noise_is_drawn_anew_in_every_window_and_for_every_pair():
     _, states = run(PES(quadratic_unroll(steps=10_000, window=5), num_pairs=4), Drift(jnp.asarray(VELOCITY)), 3)
-    sums = [np.asarray(s.noise_sum.velocity) for s in states]
+    sums = [np.asarray(s.noise.velocity) for s in states]
     noise = np.stack([b - a for a, b in zip(sums, sums[1:], strict=False)])
     assert np.min(np.abs(noise[:, :, None] - noise[:, None, :])[:, ~np.eye(4, dtype=bool)]) > 0
     assert np.min(np.abs(noise[1:] - noise[:-1])) > 1e-5
@@ -148,7 +217,7 @@ def test_noise_is_drawn_anew_in_every_window_and_for_every_pair():
 def test_members_of_a_pair_share_everything_but_their_noise(kind):
     unroll = TruncatedUnroll(Noisy(), LogUniformHorizon(5, 15), 5)
     estimates, states = run(kind(unroll, num_pairs=4), Ignorant(jnp.ones(2)), 6)
-    inners = [s.inner if kind is PES else s for s in states]
+    inners = [s.inner for s in states]
     assert sum(int(np.sum(s.done)) for s in inners[:-1]) > 4
     for estimate, inner in zip(estimates, inners[1:], strict=True):
         np.testing.assert_array_equal(estimate.grad.unused, 0.0)
@@ -166,7 +235,7 @@ def test_a_restarted_member_starts_with_the_perturbed_learner_of_its_window():
     for before, after in zip(states[1:], states[2:], strict=False):
         plus, minus = np.moveaxis(np.asarray(after.inner.learner_state), 1, 0)
         new = np.asarray(before.inner.done)
-        noise = np.asarray(after.noise_sum.memory)
+        noise = 0.3**2 * np.asarray(after.noise.memory)
         np.testing.assert_allclose(plus[new], memory + noise[new], rtol=1e-6)
         np.testing.assert_allclose(minus[new], memory - noise[new], rtol=1e-6)
         np.testing.assert_array_equal(after.inner.learner_state[~new], before.inner.learner_state[~new])
@@ -179,6 +248,7 @@ def test_a_pairs_noise_and_data_do_not_depend_on_how_many_there_are(kind):
     unroll, learner = TruncatedUnroll(Noisy(), LogUniformHorizon(5, 15), 5), Drift(jnp.asarray(VELOCITY))
     (_, few), (_, many) = (run(kind(unroll, num_pairs=n), learner, 3) for n in (2, 4))
     for a, b in zip(few, many, strict=True):
+        a, b = (a.inner, a.noise), (b.inner, b.noise)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[:2], rtol=1e-6, atol=1e-7), a, b)
 
 
@@ -200,7 +270,7 @@ def test_pairs_that_become_non_finite_are_left_out_where_losses_have_no_maximum(
     assert 32 < kept.sum() < 54  # two thirds are expected
     np.testing.assert_allclose(estimate.finite, kept.mean(), rtol=1e-6)
     np.testing.assert_allclose(estimate.diagnostics["restarts"], 1 - kept.mean(), rtol=1e-5)
-    noise = np.asarray(state.noise_sum.velocity, np.float64)[kept]
+    noise = std**2 * np.asarray(state.noise.velocity, np.float64)[kept]
     assert np.all(np.abs(noise) <= std)
     # On START + t * (+-noise) the difference of losses is the part odd in the noise.
     difference = 2 * np.mean(range(window)) * START.sum() * noise
@@ -256,7 +326,7 @@ def test_constants_of_the_learner_have_no_gradient_and_dtypes_are_kept():
         ((3,), jnp.float32),
         ((), jnp.bfloat16),
     ]
-    assert jax.tree.structure(state.noise_sum) == jax.tree.structure(estimate.grad)
+    assert jax.tree.structure(state.noise) == jax.tree.structure(estimate.grad)
 
 
 @pytest.mark.parametrize("kind", [PES, TruncatedES])
@@ -274,3 +344,138 @@ def test_estimates_do_not_retrace():
     learner.traces.clear()
     run(estimator, learner, 20)
     assert not learner.traces
+
+
+def test_another_std_or_horizon_compiles_nothing():
+    learner = Counting(jnp.asarray(0.1), HashableList())
+    for std, steps in ((0.1, 10), (0.2, 10), (0.1, 20)):
+        estimates, states = run(PES(quadratic_unroll(steps=steps, window=5), num_pairs=2, std=std), learner, 2)
+        if steps == 10 and std == 0.1:
+            assert learner.traces
+            learner.traces.clear()
+        np.testing.assert_array_equal(states[-1].inner.horizon, steps)
+    assert not learner.traces
+
+
+def test_es_single_keeps_its_noise_until_the_episode_ends_whatever_the_schedule():
+    estimator = ESSingle(
+        quadratic_unroll(steps=20, window=5), num_pairs=8, std=lambda t: 0.1 * (1.0 + t.astype(jnp.float32))
+    )
+    _, states = run(estimator, Drift(jnp.asarray(VELOCITY)), 6)
+    drawn = [np.asarray(s.noise[0].velocity) for s in states]
+    stds = [np.asarray(s.noise[1]) for s in states]
+    kept = 0
+    for t, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        new = np.asarray(before.inner.done)
+        np.testing.assert_array_equal(drawn[t + 1][~new], drawn[t][~new])
+        np.testing.assert_array_equal(stds[t + 1][~new], stds[t][~new])
+        np.testing.assert_allclose(stds[t + 1][new], 0.1 * (1 + t), rtol=1e-6)
+        assert np.all(drawn[t + 1][new] != drawn[t][new])
+        moved = np.asarray(after.inner.params[:, 0]) - (START if new.all() else np.asarray(before.inner.params[:, 0]))
+        np.testing.assert_allclose(moved[~new], 5 * (VELOCITY + drawn[t + 1][~new]), rtol=1e-4, atol=1e-5)
+        kept += (~new).sum()
+    assert kept > 20
+
+
+def test_an_unperturbed_counterpart_trains_with_theta_itself():
+    estimator = PES(quadratic_unroll(steps=10_000, window=5), num_pairs=3, std=0.1, counterpart="unperturbed")
+    _, states = run(estimator, Drift(jnp.asarray(VELOCITY)), 2)
+    np.testing.assert_allclose(states[-1].inner.params[:, 1], np.tile(START + 10 * VELOCITY, (3, 1)), rtol=1e-6)
+    assert np.all(states[-1].inner.params[:, 0] != states[-1].inner.params[:, 1])
+
+
+LOSSES = np.array([[3.0, 1.0], [2.0, 2.5], [np.nan, 0.0], [0.5, 0.5]], np.float32)
+USABLE = np.array([True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    "shaping, expected",
+    [
+        (Difference(), [2.0, -0.5, 0.0]),
+        (ClippedDifference(1.0), [1.0, -0.5, 0.0]),
+        (SignOfDifference(0.3), [0.3, -0.3, 0.0]),
+        (CenteredRanks(), [(5 - 2) / 5, (3 - 4) / 5, 0.0]),
+        (ZScores(), np.array([2.0, -0.5, 0.0]) / np.std([3.0, 1.0, 2.0, 2.5, 0.5, 0.5])),
+    ],
+)
+def test_shaping(shaping, expected):
+    differences = jnp.asarray(LOSSES[:, 0] - LOSSES[:, 1])
+    shaped = eqx.filter_jit(shaping)(differences, jnp.asarray(LOSSES), jnp.asarray(USABLE))
+    np.testing.assert_allclose(np.asarray(shaped)[USABLE], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_shaping_weighs_pairs_and_diagnostics_say_how_often_it_reduced_a_difference():
+    unroll, learner = quadratic_unroll(steps=10_000, window=5), Drift(jnp.asarray(VELOCITY))
+    (plain,), (_, state) = run(TruncatedES(unroll, num_pairs=16, std=0.1), learner, 1)
+    assert plain.diagnostics["reduced_differences"] == 0.0
+    clipped = TruncatedES(unroll, num_pairs=16, std=0.1, shaping=ClippedDifference(0.5))
+    (estimate,), _ = run(clipped, learner, 1)
+    plus, minus = np.moveaxis(np.asarray(state.inner.params, np.float64), 1, 0)
+    noise = (plus - minus) / 10
+    losses = [
+        np.mean([0.5 * np.sum((START + t * (VELOCITY + s * noise)) ** 2, 1) for t in range(5)], 0) for s in (1, -1)
+    ]
+    difference = losses[0] - losses[1]
+    assert 0 < np.mean(np.abs(difference) > 0.5) < 1
+    expected = np.mean(np.clip(difference, -0.5, 0.5)[:, None] * noise / (2 * 0.1**2), axis=0)
+    np.testing.assert_allclose(estimate.grad.velocity, expected, rtol=1e-3)
+    np.testing.assert_allclose(estimate.diagnostics["reduced_differences"], np.mean(np.abs(difference) > 0.5))
+
+
+def test_the_reported_variance_is_that_of_the_estimate():
+    estimator = TruncatedES(quadratic_unroll(steps=5, window=5), num_pairs=16, std=0.1)
+    estimates, _ = run(estimator, Drift(jnp.asarray(VELOCITY)), 400)
+    grads = np.stack([e.grad.velocity for e in estimates])
+    variance = np.var(grads, axis=0, ddof=1).sum()
+    np.testing.assert_allclose(np.mean([e.diagnostics["variance"] for e in estimates]), variance, rtol=0.25)
+    signal = np.sum(np.mean(grads, axis=0) ** 2)
+    ratios = [e.diagnostics["signal_to_noise"] * e.diagnostics["variance"] for e in estimates]
+    np.testing.assert_allclose(np.mean(ratios), signal, rtol=0.25)
+
+
+def test_pairs_with_a_member_that_failed_can_be_left_out():
+    unroll = quadratic_unroll(steps=10_000, window=5, max_loss=7.0)
+    learner = Fragile(jnp.asarray(0.0), limit=0.1)
+    (counted,), (_, state) = run(PES(unroll, num_pairs=64, std=0.1), learner, 1)
+    (left_out,), _ = run(PES(unroll, num_pairs=64, std=0.1, leave_out_non_finite=True), learner, 1)
+    failed = np.mean(np.asarray(state.inner.done))
+    assert counted.diagnostics["usable"] == 1.0 and 0.1 < failed < 0.6
+    np.testing.assert_allclose(left_out.diagnostics["usable"], 1 - failed, rtol=1e-6)
+    np.testing.assert_allclose(counted.diagnostics["clipped_losses"], failed * 0.5 * 4 / 5, rtol=1e-5)
+    assert abs(left_out.grad.velocity) < abs(counted.grad.velocity)
+
+
+def test_a_mixture_is_the_weighted_mean_of_its_estimators():
+    learner = Drift(jnp.asarray(VELOCITY))
+    parts = [
+        PES(quadratic_unroll(steps=10, window=5), num_pairs=2),
+        TruncatedBackprop(quadratic_unroll(steps=4, window=2), 2),
+    ]
+    mixture = Mixture(parts, weights=(3, 1), names=("long", "short"))
+    (_, mixed), states = run(mixture, learner, 2)
+    key = jax.random.split(jax.random.split(jax.random.key(0))[1], 2)[1]
+    alone = [
+        estimate(part, learner, state, k)[0]
+        for part, state, k in zip(parts, states[1], jax.random.split(key, 2), strict=True)
+    ]
+    expected = 0.75 * np.asarray(alone[0].grad.velocity) + 0.25 * np.asarray(alone[1].grad.velocity)
+    np.testing.assert_allclose(mixed.grad.velocity, expected, rtol=1e-5)
+    np.testing.assert_allclose(mixed.loss, 0.75 * alone[0].loss + 0.25 * alone[1].loss, rtol=1e-5)
+    np.testing.assert_allclose(mixed.diagnostics["short: loss"], alone[1].loss, rtol=1e-5)
+    np.testing.assert_allclose(mixed.diagnostics["long: grad_norm"], np.linalg.norm(alone[0].grad.velocity), rtol=1e-5)
+    normalized = Mixture(parts, normalize=True)
+    (_, mixed), _ = run(normalized, learner, 2)
+    directions = [np.asarray(e.grad.velocity) / np.linalg.norm(e.grad.velocity) for e in alone]
+    np.testing.assert_allclose(mixed.grad.velocity, np.mean(directions, axis=0), rtol=1e-4)
+
+
+def test_impossible_mixtures_are_refused():
+    part = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+    for options, message in [
+        ({"estimators": ()}, "`estimators` must have at least one"),
+        ({"estimators": (part,), "weights": (1.0, 2.0)}, "`weights` and `names` must be one per estimator"),
+        ({"estimators": (part, part), "names": ("a", "a")}, "names all different"),
+        ({"estimators": (part,), "weights": (0.0,)}, "`weights` must be positive"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Mixture(**options)

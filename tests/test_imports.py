@@ -19,6 +19,7 @@ LAYERS = [
     {"recipes"},
     {"interop"},
     {"meta", "plots"},
+    {"sharding"},
 ]
 SHARED = {"_atomic", "_tree", "_types"}
 

@@ -30,6 +30,7 @@ from lo_components.interop import CheckpointError, load_arrays, save_arrays
 from lo_components.meta import (
     Checkpoints,
     MetaState,
+    _checkpoints,
     _loop,
     _run_folder,
     evaluate,
@@ -49,6 +50,9 @@ def standard_promotion():
     """optax's Adam multiplies integers and floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+DIAGNOSTICS = {"restarts", "usable", "clipped_losses", "reduced_differences", "variance", "signal_to_noise"}
 
 
 # One meta-step.
@@ -177,6 +181,10 @@ def copied(finished, tmp_path):
     return tmp_path
 
 
+def checkpoints_in(folder):
+    return sorted(Path(folder).glob("checkpoint*.safetensors"))
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -192,12 +200,13 @@ def test_meta_training_lowers_the_meta_loss(finished):
 def test_the_log_has_the_mean_of_every_few_steps(finished, tmp_path):
     rows = read_log(finished[0])
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
-    assert set(rows[0]) == {"step", "loss", "finite", "grad_norm", "skipped", "steps_per_second"}
+    numbers = {"step", "loss", "finite", "grad_norm", "skipped", "steps_per_second"}
+    assert set(rows[0]) == numbers | DIAGNOSTICS
     assert all(row["finite"] == 1.0 and row["skipped"] == 0.0 and row["steps_per_second"] > 0 for row in rows)
     train(tmp_path / "each", num_steps=10, log_every=1)
     each = read_log(tmp_path / "each")
     assert [row["step"] for row in each] == list(range(1, 11))
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "grad_norm", "variance"):
         np.testing.assert_allclose(rows[0][name], np.mean([row[name] for row in each[:5]]), rtol=1e-6)
 
 
@@ -209,10 +218,11 @@ def test_the_last_step_is_logged_and_kept_whatever_the_intervals(tmp_path):
 
 def test_the_folder_holds_config_log_and_checkpoint(finished):
     folder, learner = finished
-    assert set(contents(folder)) == {"config.json", "log.jsonl", "checkpoint.safetensors"}
+    newest = {"checkpoint-00000028.safetensors", "checkpoint-00000030.safetensors"}
+    assert set(contents(folder)) == {"config.json", "log.jsonl", "best.safetensors"} | newest
     assert json.loads((folder / "config.json").read_text()) == {"task": "quadratic", "rate": 0.05, "sizes": [1, 2]}
     state = init_meta_state(SGD(jnp.asarray(0.0)), QUADRATIC, OPTIMIZER, key=jax.random.key(9))
-    loaded, metadata = load_arrays(folder / "checkpoint.safetensors", state)
+    loaded, metadata = load_arrays(folder / "checkpoint-00000030.safetensors", state)
     assert isinstance(loaded, MetaState) and loaded.step == metadata["step"] == 30
     assert_identical(loaded.learner, learner)
 
@@ -255,9 +265,10 @@ def test_impossible_numbers_of_steps_are_refused(tmp_path, options):
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_every_zero_steps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
-        Checkpoints(tmp_path, {}, every=0)
+@pytest.mark.parametrize("name", ["every", "keep"])
+def test_no_checkpoints_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+        Checkpoints(tmp_path, {}, **{name: 0})
 
 
 # Stopping and continuing.
@@ -276,24 +287,40 @@ def interrupt_after(monkeypatch, owner, name, calls):
     monkeypatch.setattr(owner, name, wrapper)
 
 
-INTERRUPTIONS = {  # what raises in which call, the steps in the log by then, the step of the last checkpoint
-    "before the first checkpoint": (_run_folder.RunFolder, "log", 1, [], 0),
-    "in the log": (_run_folder.RunFolder, "log", 4, [5, 10, 15], 14),
-    "in a checkpoint": (_loop, "save_arrays", 2, [5, 10], 7),
-    "while a checkpoint is put in place": (os, "replace", 4, [5, 10, 15, 20], 14),
-    "in the last checkpoint": (_loop, "save_arrays", 5, [5, 10, 15, 20, 25, 30], 28),
+def interrupt_at(monkeypatch, owner, name, text):
+    """Make `owner.name` raise KeyboardInterrupt once `text` is in its arguments."""
+    function = getattr(owner, name)
+
+    def wrapper(*args, **kwargs):
+        if text in str(args):
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+INTERRUPTIONS = {  # what raises at which argument, the step of the last checkpoint
+    "before the first checkpoint": (_run_folder.RunFolder, "log", "'step': 5", 0),
+    "in the log": (_run_folder.RunFolder, "log", "'step': 20", 14),
+    "in the best checkpoint": (os, "replace", "/best.safetensors", 0),
+    "in a checkpoint": (_checkpoints, "save_arrays", "checkpoint-00000014", 7),
+    "while a checkpoint is put in place": (os, "replace", "checkpoint-00000021", 14),
+    "while an old checkpoint is removed": (Path, "unlink", "checkpoint-00000007", 21),
+    "in the last checkpoint": (_checkpoints, "save_arrays", "checkpoint-00000030", 28),
 }
 
 
 @pytest.mark.parametrize("case", INTERRUPTIONS)
 def test_an_interrupted_run_continues_to_the_same_learner(finished, tmp_path, monkeypatch, case):
-    owner, name, calls, logged, resumed = INTERRUPTIONS[case]
+    owner, name, text, resumed = INTERRUPTIONS[case]
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt_after(patch, owner, name, calls)
+        interrupt_at(patch, owner, name, text)
         with pytest.raises(KeyboardInterrupt):
             train(folder)
-    assert ([row["step"] for row in read_log(folder)] if (folder / "log.jsonl").exists() else []) == logged
+    assert [path.name for path in checkpoints_in(folder)[-1:]] == [f"checkpoint-{resumed:08d}.safetensors"] * (
+        resumed > 0
+    )
     assert not [name for name in contents(folder) if name.startswith(".")]
     assert_identical(train(folder), finished[1])
     rows, expected = read_log(folder), read_log(finished[0])
@@ -375,7 +402,7 @@ def test_a_killed_process_continues_to_the_same_learner(tmp_path, kill):
     num_steps = 5000
     child = start_child(tmp_path / "run", num_steps)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+    while not checkpoints_in(tmp_path / "run"):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.02)
     time.sleep(0.1)
@@ -399,56 +426,59 @@ def refused(folder, error, message, **options):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_checkpoint_cut_short_is_refused_and_kept(copied, share):
-    path = copied / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+def test_checkpoints_cut_short_are_refused_and_kept(copied, share):
+    for path in checkpoints_in(copied):
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     before = contents(copied)
-    message = f"`{path}` is cut short or corrupt .*left untouched. Delete it to start the run over"
+    message = f"`{copied}` has no usable checkpoint. `{path}` is cut short, .*left untouched. Put back .* start the run"
     refused(copied, CheckpointError, message)
     assert contents(copied) == before
 
 
 @pytest.mark.parametrize("position", [0, 20, 100, 400, -1])
-def test_a_checkpoint_with_a_flipped_byte_is_refused_and_kept(copied, position):
-    path = copied / "checkpoint.safetensors"
-    data = bytearray(path.read_bytes())
-    data[position] ^= 0x04
-    path.write_bytes(data)
+def test_checkpoints_with_a_flipped_byte_are_refused_and_kept(copied, position):
+    for path in checkpoints_in(copied):
+        data = bytearray(path.read_bytes())
+        data[position] ^= 0x04
+        path.write_bytes(data)
     before = contents(copied)
-    refused(copied, CheckpointError, f"`{path}` .*Delete it to start the run over")
+    refused(copied, CheckpointError, f"`{path}` .*delete these files to start the run over")
     assert contents(copied) == before
 
 
-def test_a_foreign_checkpoint_is_refused_and_kept(copied):
-    path = copied / "checkpoint.safetensors"
-    for tree, message in (({"w": jnp.ones(3)}, "belongs to something else"), ({}, "lacks array")):
+def test_foreign_checkpoints_are_refused_and_kept(copied):
+    foreign = [({"w": jnp.ones(3)}, "belongs to something else"), ({}, "lacks array")]
+    for path, (tree, _) in zip(checkpoints_in(copied), foreign, strict=True):
         save_arrays(path, tree)
-        before = contents(copied)
-        refused(copied, CheckpointError, f"`{path}` .*{message}.*Delete it")
-        assert contents(copied) == before
+    before = contents(copied)
+    for path, (_, message) in zip(checkpoints_in(copied), foreign, strict=True):
+        refused(copied, CheckpointError, f"`{path}` .*{message}.*delete these files")
+    assert contents(copied) == before
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_and_kept(copied, tmp_path_factory):
+def test_checkpoints_of_another_configuration_are_refused_and_kept(copied, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "run"
     train(other, num_steps=2, config={"task": "other"})
-    path = copied / "checkpoint.safetensors"
-    path.write_bytes((other / path.name).read_bytes())
+    for path in checkpoints_in(copied):
+        path.write_bytes((other / "checkpoint-00000002.safetensors").read_bytes())
     before = contents(copied)
     refused(copied, CheckpointError, f"`{path}` belongs to a run with another configuration")
     assert contents(copied) == before
 
 
-def test_a_checkpoint_of_another_learner_is_refused_and_kept(copied):
+def test_checkpoints_of_another_learner_are_refused_and_kept(copied):
     before = contents(copied)
     message = r"holds `learner/learning_rate` as float32\[\], expected float32\[1\]"
     refused(copied, CheckpointError, message, learner=SGD(jnp.full(1, 0.01)))
     assert contents(copied) == before
 
 
-def test_without_its_checkpoint_a_run_starts_over(copied, finished):
-    (copied / "checkpoint.safetensors").unlink()
+def test_without_its_checkpoints_a_run_starts_over(copied, finished):
+    for path in checkpoints_in(copied):
+        path.unlink()
     assert_identical(train(copied), finished[1])
     assert [row["step"] for row in read_log(copied)] == [5, 10, 15, 20, 25, 30]
+    assert set(contents(copied)) == set(contents(finished[0]))
 
 
 def test_a_folder_of_another_configuration_is_refused_and_kept(copied):
@@ -472,7 +502,7 @@ def test_a_folder_with_other_things_is_refused_and_kept(tmp_path):
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "empty").mkdir()
     train(tmp_path / "empty", num_steps=1)
-    assert len(contents(tmp_path / "empty")) == 3
+    assert len(contents(tmp_path / "empty")) == 4
 
 
 def test_a_file_in_place_of_the_folder_is_refused_and_kept(tmp_path):

@@ -12,6 +12,7 @@ from . import optimizers as optimizers
 from . import parametrization as parametrization
 from . import plots as plots
 from . import recipes as recipes
+from . import sharding as sharding
 from . import steps as steps
 from . import tasks as tasks
 from . import unroll as unroll

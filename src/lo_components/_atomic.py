@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place once the block ends without an error.
 
     Whatever happens, a reader of `path` finds the old file or the whole new one; a kill leaves at most the temporary.
+    Once the block is left, the new file is on disk under its name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -19,12 +21,31 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` by `replacing` it."""
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after the other, to `path` by `replacing` it."""
     with replacing(path) as temporary:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files that kills have left in a folder to which nobody is writing."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+-\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power, where the system can open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

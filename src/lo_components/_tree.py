@@ -1,9 +1,11 @@
 """Private helpers for pytrees."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 
@@ -27,6 +29,11 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every element of every inexact leaf is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])) if leaves else jnp.asarray(True)
+
+
+def known(*arrays: Any) -> bool:
+    """Whether these are numbers that can be checked, rather than traced."""
+    return not any(isinstance(x, Tracer) for x in arrays)
 
 
 def path_name(path: tuple) -> str:

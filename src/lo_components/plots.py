@@ -140,15 +140,50 @@ def transfer(
         axes[0].legend(fontsize=9, frameon=False)
 
 
+def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
+    """Save two panels per problem: what estimators of a meta-gradient find on average, and how much single ones vary.
+
+    Means are divided by the reference; bars are two standard errors.
+
+    **Arguments:**
+
+    - `rows`: one per estimator and window, with `"problem"`, `"estimator"`, `"window"`, `"mean"`, `"error"`,
+        `"reference"` and `"deviation"`.
+    - `path`: the image file; its suffix chooses the format.
+    - `title`: above all panels.
+    """
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    names = list(dict.fromkeys(row["estimator"] for row in rows))
+    with _figure(2 * len(problems), path, title, share=False) as axes:
+        for i, problem in enumerate(problems):
+            for j, name in enumerate(names):
+                some = [row for row in rows if (row["problem"], row["estimator"]) == (problem, name)]
+                look = dict(color=_COLORS[j % len(_COLORS)], label=name, linewidth=1.4, marker="o", markersize=4)
+                # Side by side, where they would cover each other.
+                windows = [row["window"] * 1.04 ** (j - len(names) / 2) for row in some]
+                means = [row["mean"] / row["reference"] for row in some]
+                errors = [2 * row["error"] / abs(row["reference"]) for row in some]
+                axes[2 * i].errorbar(windows, means, errors, **look)
+                axes[2 * i + 1].plot(windows, [row["deviation"] / abs(row["reference"]) for row in some], **look)
+            axes[2 * i].axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+            axes[2 * i].set_title(f"{problem}\nmean over reference", fontsize=10)
+            axes[2 * i + 1].set_title(f"{problem}\ndeviation over reference", fontsize=10)
+            axes[2 * i + 1].set_yscale("log")
+        for axis in axes:
+            axis.set_xlabel("window")
+            axis.set_xscale("log")
+        axes[0].legend(fontsize=8, frameon=False)
+
+
 @contextmanager
-def _figure(num_panels: int, path: str | Path, title: str) -> Iterator[Sequence[Any]]:
-    """Axes side by side with one vertical scale, saved at the end of the block."""
+def _figure(num_panels: int, path: str | Path, title: str, share: bool = True) -> Iterator[Sequence[Any]]:
+    """Axes side by side, with one vertical scale or one each, saved at the end of the block."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("Figures need matplotlib: `pip install lo-components[plots]`.") from None
     figure = Figure(figsize=(3.4 * num_panels, 3.6), layout="constrained")
-    axes = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, num_panels, sharey=share, squeeze=False)[0]
     yield axes
     for axis in axes:
         axis.grid(alpha=0.25)

@@ -2,10 +2,7 @@ import abc
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
-from equinox import AbstractVar
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-
-from ..unroll import TruncatedUnroll
 
 StateT = TypeVar("StateT")
 
@@ -15,10 +12,16 @@ class Estimate(eqx.Module):
 
     **Arguments:**
 
-    - `loss`: the mean meta-loss over particles and steps.
+    - `loss`: the mean per-step loss over particles and steps.
     - `grad`: the structure of the learner's inexact arrays.
     - `finite`: the share of particles whose losses and parameters stayed finite, in `[0, 1]`.
-    - `diagnostics`: named scalars.
+    - `diagnostics`: named scalars, which meta-training logs. Those of this package:
+        - `restarts`: the share of particles whose episode ends with the window.
+        - `usable`: the share of pairs (or particles) that count.
+        - `clipped_losses`: the share of steps whose loss was clipped at the task's `max_loss`, or not finite.
+        - `reduced_differences`: the share of pairs whose loss difference shaping made smaller.
+        - `variance`: of the estimate: the trace of its covariance, from the spread of the pairs.
+        - `signal_to_noise`: what the variance leaves of the estimate's squared norm, over the variance.
     """
 
     loss: Float[Array, ""]
@@ -30,10 +33,8 @@ class Estimate(eqx.Module):
 class AbstractEstimator(eqx.Module, Generic[StateT]):
     """Estimates the gradient of the meta-loss with respect to a learner's arrays, one window at a time.
 
-    The estimand is the gradient of the mean per-step loss over an episode, smoothed where the estimator perturbs.
+    The estimand is the gradient of an episode's meta-loss, smoothed where the estimator perturbs.
     """
-
-    unroll: AbstractVar[TruncatedUnroll]
 
     @abc.abstractmethod
     def init(self, learner: Any, *, key: PRNGKeyArray) -> StateT:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
     """Write the arrays of a pytree, named by their key paths, with JSON metadata, to a safetensors file.
 
     The file appears whole or not at all: it is written beside its place, flushed to disk and renamed. PRNG keys are
-    stored as their data. A SHA-256 of arrays and metadata goes along, which `load_arrays` checks.
+    stored as their data. A SHA-256 of the whole file goes along, which `load_arrays` checks.
 
     **Arguments:**
 
@@ -40,8 +41,11 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
         names = [name for name, _ in named]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"`tree` has two arrays called `{twice}`; rename a dictionary key.")
-    text = json.dumps(dict(metadata), sort_keys=True)
-    write_atomically(path, save(arrays, metadata={"metadata": text, "sha256": _digest(arrays, text)}))
+    unsigned = _signature(_NO_DIGEST)
+    data = save(arrays, metadata={"metadata": json.dumps(dict(metadata), sort_keys=True), _DIGEST: _NO_DIGEST})
+    start, view = data.index(unsigned), memoryview(data)
+    signature = _signature(hashlib.sha256(data).hexdigest())
+    write_atomically(path, view[:start], signature, view[start + len(signature) :])
 
 
 def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
@@ -54,7 +58,8 @@ def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
 
     **Returns:** `like` with its arrays replaced, and the metadata.
 
-    Raises `CheckpointError` where the file is cut short, corrupt, or holds other arrays than `like`.
+    Raises `CheckpointError` where the file is cut short, differs from what was written in any byte, or holds other
+    arrays than `like`. No code from the file is run.
     """
     arrays, metadata = _read(Path(path))
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
@@ -73,17 +78,66 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        signed = _verified_metadata(path)
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two: a dtype unknown to NumPy
-        raise CheckpointError(f"`{path}` is cut short or corrupt ({error}).") from None
-    if set(header) != {"metadata", "sha256"} or header["sha256"] != _digest(arrays, header["metadata"]):
-        raise CheckpointError(f"`{path}` is corrupt, or was not written by this library: its checksum does not match.")
-    return arrays, json.loads(header["metadata"])
+        if _DIGEST not in signed and signed["sha256"] != _content_digest(arrays, signed["metadata"]):
+            raise CheckpointError(_MISMATCH)
+        metadata = json.loads(signed["metadata"])
+        if not isinstance(metadata, dict):
+            raise CheckpointError("its metadata are not a JSON object")
+    # `TypeError` and `AttributeError` come from dtypes unknown to NumPy, `RecursionError` from JSON nested too deeply.
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"`{path}` is cut short, corrupt or not of this library ({error}).") from None
+    return arrays, metadata
 
 
-def _digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
+_DIGEST = "file_sha256"
+_NO_DIGEST = 64 * "0"
+_MISMATCH = "its checksum does not match"
+
+
+def _signature(digest: str) -> bytes:
+    """Where the digest stands in a file's header. The digest is that of the file with zeros in its place."""
+    return f'"{_DIGEST}":"{digest}"'.encode()
+
+
+def _verified_metadata(path: Path) -> dict[str, str]:
+    """The metadata in a file's header, once every byte of the file has passed the check.
+
+    Files of version 0.1 have a digest of their content alone, `sha256`, which is left to the caller.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length, available = int.from_bytes(prefix, "little"), os.fstat(file.fileno()).st_size - 8
+        if length > min(available, 100_000_000):  # the longest header that safetensors reads
+            raise CheckpointError(f"its header claims {length} bytes, but {max(available, 0)} follow")
+        header = file.read(length)
+        fields = json.loads(header, object_pairs_hook=_without_duplicates)
+        metadata = fields.get("__metadata__") if isinstance(fields, dict) else None
+        if not isinstance(metadata, dict) or set(metadata) not in ({"metadata", _DIGEST}, {"metadata", "sha256"}):
+            raise CheckpointError("it has no checksum")
+        if _DIGEST in metadata:
+            signature = _signature(metadata[_DIGEST])
+            if header.count(signature) != 1:
+                raise CheckpointError(_MISMATCH)
+            digest = hashlib.sha256(prefix + header.replace(signature, _signature(_NO_DIGEST)))
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+            if digest.hexdigest() != metadata[_DIGEST]:
+                raise CheckpointError(_MISMATCH)
+    return metadata
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise CheckpointError("its header has a name twice")
+    return found
+
+
+def _content_digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
+    """The digest of version 0.1: of arrays and metadata."""
     digest = hashlib.sha256(metadata.encode())
     for name in sorted(arrays):
         digest.update(f"{name}|{arrays[name].dtype.str}|{arrays[name].shape}|".encode())

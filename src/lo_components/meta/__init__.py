@@ -1,8 +1,8 @@
 """Meta-training and meta-testing."""
 
+from ._checkpoints import Checkpoints as Checkpoints
 from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
-from ._loop import Checkpoints as Checkpoints
 from ._loop import meta_train as meta_train
 from ._loop import read_log as read_log
 from ._run_folder import RunFolder as RunFolder

@@ -1,7 +1,6 @@
-import dataclasses
+import contextlib
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,9 @@ from jaxtyping import PRNGKeyArray
 
 from .._types import typechecked
 from ..estimators import AbstractEstimator
-from ..interop import CheckpointError, load_arrays, save_arrays
-from ._run_folder import RunFolder
+from ._checkpoints import Checkpoints, DurableRun
+from ._processes import is_first, to_host
 from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoints:
-    """Where a run keeps its files, and how often it writes a checkpoint.
-
-    **Arguments:**
-
-    - `folder`: made if missing; holds `config.json`, `log.jsonl` and `checkpoint.safetensors`.
-    - `config`: what identifies the run, as JSON; a folder with another configuration is refused.
-    - `every`: meta-steps between two checkpoints.
-    """
-
-    folder: str | Path
-    config: Mapping[str, Any]
-    every: int = 100
-
-    def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"`every` must be at least 1, got {self.every}.")
 
 
 @typechecked
@@ -51,8 +30,13 @@ def meta_train(
 ) -> Any:
     """Meta-train a learner: `num_steps` calls of one compiled `meta_step`, with a progress bar, a log and checkpoints.
 
-    Interrupted (Ctrl-C included) and called again with the same arguments, it continues from the last checkpoint to the
-    same learner, bit for bit, as a run that was never interrupted. A finished run is read, not repeated.
+    Interrupted in any way and called again with the same arguments, it continues from the newest intact checkpoint to
+    the same learner, bit for bit, as a run that was never interrupted. A checkpoint that is cut short, corrupt or
+    foreign is reported in a warning and set aside, as `*.corrupt`. A finished run is read, not repeated.
+
+    With checkpoints, and called in the main thread, SIGTERM ends the meta-step, writes a checkpoint and exits with
+    status 143, as if the signal had ended the process: a batch scheduler sees a job that stopped and is not done. Where
+    several processes run it together, the first one writes the files, into a folder that all of them can read.
 
     **Arguments:**
 
@@ -66,13 +50,15 @@ def meta_train(
     - `key`: for noise, initial parameters and batches.
 
     **Returns:** the meta-trained learner.
+
+    Raises `CheckpointError` where the folder has checkpoints but none is usable, and what writing a checkpoint raised.
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
-    folder = None if checkpoints is None else RunFolder.open(checkpoints.folder, checkpoints.config)
+    run = None if checkpoints is None else DurableRun(checkpoints)
     state = _init(learner, estimator, optimizer, key=key)
-    if folder is not None and folder.checkpoint.exists():
-        state = _resumed(folder, state)
+    if run is not None:
+        state = run.resume(state)
     # The compiled step reuses its input's memory, which `jit` may have made the caller's own arrays.
     state = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, state)
     start = int(state.step)
@@ -80,34 +66,23 @@ def meta_train(
         raise ValueError(f"`num_steps` is {num_steps}, but this run has taken {start} meta-steps already.")
     if start == num_steps:
         return state.learner
-    if folder is not None:
-        folder.truncate_log(start)
-    with _Bar(progress, start, num_steps) as bar:
+    if run is not None:
+        run.truncate_log(start)
+    with _Bar(progress, start, num_steps) as bar, run or contextlib.nullcontext():
         pending, began = [], time.perf_counter()
-        for index in range(start, num_steps):
+        for step in range(start + 1, num_steps + 1):
             state, metrics = _step((estimator, optimizer), state)
             pending.append(metrics)
-            last = index + 1 == num_steps
-            if last or (index + 1) % log_every == 0:
-                row = _mean_row(index + 1, pending, time.perf_counter() - began)
+            last = step == num_steps
+            if last or step % log_every == 0:
+                row = _mean_row(step, pending, time.perf_counter() - began)
                 pending, began = [], time.perf_counter()
                 bar.show(row)
-                if folder is not None:
-                    folder.log(row)
-            if checkpoints is not None and folder is not None and (last or (index + 1) % checkpoints.every == 0):
-                save_arrays(folder.checkpoint, state, metadata={"step": index + 1, "config": folder.config})
+                if run is not None:
+                    run.log(row)
+            if run is not None:
+                run.after_step(step, state, metrics.loss, last=last)
     return state.learner
-
-
-def _resumed(folder: RunFolder, state: MetaState) -> MetaState:
-    """The state in the folder's checkpoint."""
-    try:
-        state, metadata = load_arrays(folder.checkpoint, state)
-        if metadata.get("config") != folder.config:
-            raise CheckpointError(f"`{folder.checkpoint}` belongs to a run with another configuration.")
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} It was left untouched. Delete it to start the run over.") from None
-    return state
 
 
 _init = eqx.filter_jit(init_meta_state)
@@ -123,10 +98,9 @@ def _step(
 
 def _mean_row(step: int, metrics: list, seconds: float) -> dict[str, int | float]:
     """One line of the log: the means over the meta-steps since the last one."""
-    fetched = jax.device_get(metrics)
-    names = [field.name for field in dataclasses.fields(fetched[0])]
-    means = {name: float(sum(getattr(m, name) for m in fetched) / len(fetched)) for name in names}
-    return {"step": step, **means, "steps_per_second": len(fetched) / seconds}
+    rows = [{**vars(m), **m.diagnostics} for m in to_host(metrics)]
+    means = {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0] if name != "diagnostics"}
+    return {"step": step, **means, "steps_per_second": len(rows) / seconds}
 
 
 class _Bar:
@@ -135,7 +109,7 @@ class _Bar:
     def __init__(self, label: str | None, start: int, total: int):
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=total, initial=start, desc=label, unit="step", disable=label is None)
+        self._bar = tqdm(total=total, initial=start, desc=label, unit="step", disable=label is None or not is_first())
 
     def __enter__(self) -> "_Bar":
         return self

@@ -10,7 +10,7 @@ from .._atomic import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A folder that belongs to one run: `config.json` says which, `log.jsonl` and `checkpoint.safetensors` hold it."""
+    """A folder that belongs to one run: `config.json` says which, `log.jsonl` and the checkpoints hold it."""
 
     path: Path
     config: dict[str, Any]
@@ -44,9 +44,19 @@ class RunFolder:
             raise _not_writable(path, error) from None
         return RunFolder(path, expected)
 
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after `step` meta-steps."""
+        return self.path / f"checkpoint-{step:08d}.safetensors"
+
     @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoint.safetensors"
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that there are, oldest first."""
+        return sorted(self.path.glob("checkpoint*.safetensors"), key=lambda path: (len(path.name), path.name))
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest meta-loss."""
+        return self.path / "best.safetensors"
 
     @property
     def _log(self) -> Path:

@@ -38,12 +38,14 @@ class MetaMetrics(eqx.Module):
     - `finite`: the share of particles that stayed finite.
     - `grad_norm`: the global norm of the meta-gradient, before clipping.
     - `skipped`: 1 where the meta-step was skipped, because no particle or not the whole gradient was finite.
+    - `diagnostics`: what the estimator reports; see [`lo_components.estimators.Estimate`][].
     """
 
     loss: Float[Array, ""]
     finite: Float[Array, ""]
     grad_norm: Float[Array, ""]
     skipped: Float[Array, ""]
+    diagnostics: dict[str, Float[Array, ""]]
 
 
 def meta_optimizer(
@@ -113,6 +115,7 @@ def meta_step(
         finite=estimate.finite,
         grad_norm=optax.tree.norm(estimate.grad),
         skipped=1.0 - good.astype(jnp.float32),
+        diagnostics=estimate.diagnostics,
     )
     learner = eqx.combine(theta, static)
     return MetaState(learner, optimizer_state, estimator_state, state.step + 1, state.key), metrics

@@ -58,9 +58,11 @@ class AbstractModelTask(AbstractTask[BatchT]):
 
     @property
     def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """One float per array, from the parametrization and the model's widths."""
         return self.optimizee.update_scales
 
     def init(self, *, key: PRNGKeyArray) -> Params:
+        """The floating-point arrays of a newly built model."""
         return eqx.filter(self.optimizee.build(key), eqx.is_inexact_array)
 
     def model(self, params: Params) -> Any:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._types import Params, Scales
 from ._base import AbstractTask
+from ._family import AbstractTaskFamily
 
 
 class Quadratic(AbstractTask[None]):
@@ -76,3 +77,34 @@ class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, 
     def expected_loss(self, params: Params) -> Float[Array, ""]:
         r"""The loss over all data: $\frac12 \sum_j \lambda_j (p_j - p^*_j)^2 + \frac12 \sigma^2$."""
         return 0.5 * jnp.sum(self.spectrum * jnp.square(params - self.solution)) + 0.5 * self.noise**2
+
+
+class RandomRegressions(AbstractTaskFamily):
+    r"""Linear regressions with $p^* \sim \mathcal N(0, I)$ and eigenvalues log-uniform in $[1/\kappa, 1]$.
+
+    **Arguments:**
+
+    - `size`: the number of parameters.
+    - `max_condition`: $\kappa$, at least 1.
+    - `noise`, `batch_size`: of [`lo_components.tasks.LinearRegression`][].
+    """
+
+    size: int = eqx.field(static=True)
+    max_condition: float = eqx.field(default=100.0, static=True)
+    noise: float = eqx.field(default=0.0, static=True)
+    batch_size: int = eqx.field(default=32, static=True)
+
+    def __check_init__(self):
+        if self.size < 1 or not 1.0 <= self.max_condition < math.inf:
+            raise ValueError(
+                f"`size` and `max_condition` must be at least 1, got {self.size} and {self.max_condition}."
+            )
+
+    def sample(self, *, key: PRNGKeyArray) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        solution_key, spectrum_key = jax.random.split(key)
+        logarithm = jax.random.uniform(spectrum_key, (self.size,), jnp.float32, -math.log(self.max_condition), 0.0)
+        return jax.random.normal(solution_key, (self.size,), jnp.float32), jnp.exp(logarithm)
+
+    def task(self, drawn: tuple[Float[Array, " n"], Float[Array, " n"]]) -> LinearRegression:
+        solution, spectrum = drawn
+        return LinearRegression(solution=solution, spectrum=spectrum, noise=self.noise, batch_size=self.batch_size)

@@ -1,0 +1,27 @@
+"""What a compiled program communicates, read from its HLO."""
+
+import math
+import re
+
+_CALL = re.compile(
+    r"^\s*(?:ROOT )?%?\S+ = (?P<shape>\(.*?\)|\S+) "
+    r"(?P<kind>all-(?:reduce|gather)|(?:ragged-)?all-to-all|reduce-scatter|collective-[a-z]+|send|recv)(?:-start)?\(",
+    re.MULTILINE,
+)
+_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<sizes>[\d,]*)\]")
+
+
+def collectives(hlo: str) -> list[dict]:
+    """Kind and bytes of the result of each collective operation in the text of a compiled program."""
+    return [{"kind": m["kind"], "bytes": sum(map(_bytes, _ARRAY.finditer(m["shape"])))} for m in _CALL.finditer(hlo)]
+
+
+def leading_sizes(hlo: str) -> set[int]:
+    """The sizes of the leading axes of all arrays with two axes or more."""
+    shapes = (m["sizes"].split(",") for m in _ARRAY.finditer(hlo))
+    return {int(sizes[0]) for sizes in shapes if len(sizes) > 1}
+
+
+def _bytes(array: re.Match) -> int:
+    size = math.prod(int(n) for n in array["sizes"].split(",") if n)
+    return size * max(1, int(array["bits"] or 8) // 8)

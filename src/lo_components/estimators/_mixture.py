@@ -1,0 +1,92 @@
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from ._base import AbstractEstimator, Estimate
+
+
+class Mixture(AbstractEstimator[tuple]):
+    r"""Several tasks under one theta: $\hat g = \sum_k w_k \hat g_k / \sum_k w_k$ of one estimator per task.
+
+    Tasks may differ in everything: networks of several widths, each with its own update scales, other data, horizons,
+    even other kinds of estimators. Each takes its window in every meta-step.
+
+    **Arguments:**
+
+    - `estimators`: at least one.
+    - `weights`: $w$, positive; by default all equal.
+    - `normalize`: whether each $\hat g_k$ is divided by its global norm, so that tasks with large losses do not drown
+        the others.
+    - `names`: of the tasks, for the diagnostics: `"width 128: loss"` and so on; by default their numbers.
+
+    ??? cite "Source"
+        muLO (arXiv 2406.00153): muLO_M is meta-trained on widths 128, 512 and 1024 together.
+    """
+
+    estimators: tuple[AbstractEstimator, ...]
+    weights: tuple[float, ...] = eqx.field(static=True)
+    normalize: bool = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        estimators: Sequence[AbstractEstimator],
+        *,
+        weights: Sequence[float | int] | None = None,
+        normalize: bool = False,
+        names: Sequence[str] | None = None,
+    ):
+        self.estimators = tuple(estimators)
+        self.weights = (1.0,) * len(self.estimators) if weights is None else tuple(float(w) for w in weights)
+        self.normalize = normalize
+        self.names = tuple(map(str, range(len(self.estimators)))) if names is None else tuple(names)
+
+    def __check_init__(self):
+        if not self.estimators:
+            raise ValueError("`estimators` must have at least one estimator.")
+        if not len(self.weights) == len(self.names) == len(self.estimators) or len(set(self.names)) < len(self.names):
+            raise ValueError(
+                f"`weights` and `names` must be one per estimator, names all different; there are "
+                f"{len(self.estimators)}, got {self.weights} and {self.names}."
+            )
+        if not all(0 < w < math.inf for w in self.weights):
+            raise ValueError(f"`weights` must be positive, got {self.weights}.")
+
+    def init(self, learner: Any, *, key: PRNGKeyArray) -> tuple:
+        keys = jax.random.split(key, len(self.estimators))
+        return tuple(e.init(learner, key=k) for e, k in zip(self.estimators, keys, strict=True))
+
+    def estimate(self, learner: Any, state: tuple, *, key: PRNGKeyArray) -> tuple[Estimate, tuple]:
+        keys = jax.random.split(key, len(self.estimators))
+        found = [e.estimate(learner, s, key=k) for e, s, k in zip(self.estimators, state, keys, strict=True)]
+        estimates = [estimate for estimate, _ in found]
+        shares = [w / sum(self.weights) for w in self.weights]
+        grads = [self._scaled(e.grad) for e in estimates]
+
+        def mean(*values) -> Array:
+            return sum((share * value for share, value in zip(shares, values, strict=True)), jnp.float32(0.0))
+
+        diagnostics = {
+            f"{name}: {what}": value
+            for name, e in zip(self.names, estimates, strict=True)
+            for what, value in {"loss": e.loss, "grad_norm": optax.tree.norm(e.grad), **e.diagnostics}.items()
+        }
+        mixed = Estimate(
+            mean(*(e.loss for e in estimates)),
+            jax.tree.map(lambda *g: mean(*g).astype(g[0].dtype), *grads),
+            mean(*(e.finite for e in estimates)),
+            diagnostics,
+        )
+        return mixed, tuple(after for _, after in found)
+
+    def _scaled(self, grad: Any) -> Any:
+        if not self.normalize:
+            return grad
+        norm = optax.tree.norm(grad)
+        return jax.tree.map(lambda g: g / jnp.where(norm > 0, norm, 1.0), grad)

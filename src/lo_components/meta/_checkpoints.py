@@ -1,0 +1,207 @@
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .._atomic import remove_temporaries
+from ..interop import CheckpointError, load_arrays, save_arrays
+from ._processes import from_first, is_first, placed_like, stop_requests, to_host
+from ._run_folder import RunFolder
+from ._trainer import MetaState
+
+STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where a run keeps its files, how often it writes a checkpoint and how many it keeps.
+
+    **Arguments:**
+
+    - `folder`: made if missing; holds `config.json`, `log.jsonl`, the newest checkpoints, called
+      `checkpoint-00000200.safetensors` after their meta-step, and `best.safetensors`.
+    - `config`: what identifies the run, as JSON; a folder with another configuration is refused.
+    - `every`: meta-steps between two checkpoints. The one with the lowest mean meta-loss over these is the best.
+    - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives the loss of one.
+    """
+
+    folder: str | Path
+    config: Mapping[str, Any]
+    every: int = 100
+    keep: int = 2
+
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+class DurableRun:
+    """A run that can be killed at any time: its log, its checkpoints and what to do about SIGTERM.
+
+    Checkpoints are written by one background thread, one after the other, while the loop goes on. Several processes
+    call the same methods at the same steps; the first one alone writes.
+    """
+
+    def __init__(self, settings: Checkpoints):
+        self._settings = settings
+        if is_first():
+            self._folder = RunFolder.open(settings.folder, settings.config)
+            remove_temporaries(self._folder.path)
+        else:
+            self._folder = RunFolder(Path(settings.folder), dict(settings.config))
+        # Meta-losses since the last multiple of `every`: those not fetched yet, and the sum and number of the others.
+        self._losses: list[jax.Array] = []
+        self._sum, self._count = 0.0, 0
+        self._best = math.inf
+        self._stack = contextlib.ExitStack()
+        self._write: concurrent.futures.Future | None = None
+
+    def resume(self, like: MetaState) -> MetaState:
+        """The state in the newest intact checkpoint; `like` itself where there are no checkpoints."""
+        found = newest_intact(self._folder, like) if is_first() else None
+        step = from_first(-1 if found is None else found[1]["step"])
+        if step < 0:
+            return like
+        state, metadata = load_arrays(self._folder.checkpoint(step), like) if found is None else found
+        self._sum, self._count = metadata.get("since", (0.0, 0))
+        if is_first():
+            self._best = best_loss(self._folder, like)
+        return placed_like(state, like)
+
+    def truncate_log(self, step: int) -> None:
+        if is_first():
+            self._folder.truncate_log(step)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if is_first():
+            self._folder.log(row)
+
+    def __enter__(self) -> "DurableRun":
+        self._stop_requested = self._stack.enter_context(stop_requests())
+        self._writer = self._stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "checkpoints"))
+        return self
+
+    def __exit__(self, kind, exception, traceback) -> None:
+        with self._stack:
+            try:
+                self._wait()
+            except Exception as error:
+                if exception is None:
+                    raise
+                exception.add_note(f"The last checkpoint was not written either: {error!r}")
+
+    def after_step(self, step: int, state: MetaState, loss: jax.Array, *, last: bool) -> None:
+        """Write a checkpoint where one is due; raise `SystemExit` on SIGTERM, and what the writer has raised."""
+        self._losses.append(loss)
+        if self._write is not None and self._write.done():
+            self._wait()
+        due = last or step % self._settings.every == 0
+        if due:
+            self._checkpoint(step, state, due)
+        if last:
+            self._wait()
+        if self._stop_requested(step):
+            if not due:
+                self._checkpoint(step, state, due)
+            self._wait()
+            if is_first():
+                from tqdm.auto import tqdm
+
+                tqdm.write(
+                    f"Stopped by SIGTERM after meta-step {step}, which is in `{self._folder.path}`: run the same "
+                    "command again to continue.",
+                    file=sys.stderr,
+                )
+            raise SystemExit(STOPPED)
+
+    def _checkpoint(self, step: int, state: MetaState, due: bool) -> None:
+        for loss in to_host(self._losses):
+            self._sum, self._count = self._sum + float(loss), self._count + 1
+        self._losses = []
+        metadata: dict[str, Any] = {"step": step, "config": self._folder.config}
+        # One that SIGTERM asked for has fewer losses behind it than the others, so it does not compete with them.
+        metadata["loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
+        if due:
+            self._sum, self._count = 0.0, 0
+        metadata["since"] = [self._sum, self._count]
+        copy = to_host(state)
+        if is_first():
+            self._wait()
+            self._write = self._writer.submit(self._store, copy, metadata)
+
+    def _store(self, state: MetaState, metadata: Mapping[str, Any]) -> None:
+        """In the writer's thread. The best comes first: a run killed in between writes this checkpoint again."""
+        loss = metadata["loss"]
+        if loss is not None and loss < self._best:
+            save_arrays(self._folder.best, state, metadata=metadata)
+            self._best = loss
+        save_arrays(self._folder.checkpoint(metadata["step"]), state, metadata=metadata)
+        for path in self._folder.checkpoints[: -self._settings.keep]:
+            path.unlink()
+
+    def _wait(self) -> None:
+        """Wait for the writer, and raise what it has raised."""
+        write, self._write = self._write, None
+        if write is not None:
+            write.result()
+
+
+def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[str, Any]] | None:
+    """The newest usable checkpoint and its metadata; newer ones are set aside with a warning.
+
+    Raises `CheckpointError` where none of the checkpoints is usable, and leaves them all untouched.
+    """
+    refused: list[tuple[Path, CheckpointError]] = []
+    for path in reversed(folder.checkpoints):
+        try:
+            state, metadata = _load(path, folder, like)
+        except CheckpointError as error:
+            refused.append((path, error))
+            continue
+        for other, error in refused:
+            _set_aside(other, f"{error} The run continues from `{path.name}`.")
+        # The only checkpoint of version 0.1 has no step in its name.
+        os.replace(path, folder.checkpoint(metadata["step"]))
+        return state, metadata
+    if refused:
+        reasons = " ".join(str(error) for _, error in refused)
+        raise CheckpointError(
+            f"`{folder.path}` has no usable checkpoint. {reasons} All was left untouched. Put back an intact "
+            "`checkpoint-*.safetensors`, or delete these files to start the run over."
+        )
+    return None
+
+
+def best_loss(folder: RunFolder, like: MetaState) -> float:
+    """The meta-loss of `best.safetensors`; infinite where there is none."""
+    try:
+        return _load(folder.best, folder, like)[1]["loss"]
+    except FileNotFoundError:
+        return math.inf
+    except CheckpointError as error:
+        _set_aside(folder.best, f"{error} The next checkpoint is taken for the best.")
+        return math.inf
+
+
+def _load(path: Path, folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[str, Any]]:
+    state, metadata = load_arrays(path, like)
+    if metadata.get("config") != folder.config:
+        raise CheckpointError(f"`{path}` belongs to a run with another configuration.")
+    if metadata.get("step") != int(state.step):
+        raise CheckpointError(f"`{path}` is not a checkpoint of meta-training.")
+    return state, metadata
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.corrupt")
+    os.replace(path, aside)
+    warnings.warn(f"{reason} The file was renamed to `{aside.name}`.", stacklevel=2)

@@ -1,0 +1,75 @@
+"""What depends on how many processes run meta-training together."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+TreeT = TypeVar("TreeT")
+
+
+def is_first() -> bool:
+    """Whether this process writes the files and shows the bar."""
+    return jax.process_index() == 0
+
+
+def from_first(number: int) -> int:
+    """The number that the first process gave."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def to_host(tree: TreeT) -> TreeT:
+    """A copy in NumPy arrays, whole on every process; PRNG keys become their data."""
+    return jax.tree.map(lambda x: _to_host(x) if eqx.is_array(x) else x, tree)
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    x = jax.random.key_data(x) if _is_key(x) else x
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.array(x)
+
+
+def placed_like(tree: TreeT, like: TreeT) -> TreeT:
+    """The arrays of `tree`, which every process has, spread over devices as those of `like` are."""
+
+    def place(x, like):
+        if not isinstance(like, jax.Array) or len(like.sharding.device_set) == 1:
+            return x
+        if _is_key(like):
+            data = place(jax.random.key_data(x), jax.random.key_data(like))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+        return jax.make_array_from_callback(like.shape, like.sharding, np.asarray(x).__getitem__)
+
+    return jax.tree.map(place, tree, like)
+
+
+def _is_key(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """A function that says after each step, on all processes alike, whether a SIGTERM asks to stop here.
+
+    A process alone catches the signal in its main thread, as long as the block lasts; several leave that to JAX's
+    preemption service, which agrees on a step.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+    else:
+        received = threading.Event()
+        previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+        try:
+            yield lambda step: received.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)

@@ -1,0 +1,158 @@
+"""Task families that make many tasks from one."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .. import _tree
+from .._types import Params, Scales
+from ._base import AbstractTask
+from ._family import AbstractTaskFamily
+
+
+class Reparametrized(AbstractTaskFamily):
+    r"""The same function of other parameters: $p'_i = p_i / c_i$ for each array, with $c_i$ log-uniform in
+    $[1/m, m]$.
+
+    The optimizee starts at the same function, but gradients are $c_i$ times as large, and so must be the answer: what
+    is meta-trained on it has to work at other scales of parameters and gradients.
+
+    **Arguments:**
+
+    - `base`: the task.
+    - `max_scale`: $m$, at least 1.
+
+    ??? cite "Source"
+        Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reparametrized weights.
+    """
+
+    base: AbstractTask
+    max_scale: float = eqx.field(default=10.0, static=True)
+
+    def __check_init__(self):
+        if not 1.0 <= self.max_scale < math.inf:
+            raise ValueError(f"`max_scale` must be at least 1, got {self.max_scale}.")
+
+    def sample(self, *, key: PRNGKeyArray) -> PyTree[Float[Array, ""]]:
+        leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: self.base.init(key=jax.random.key(0))))
+        bound = math.log(self.max_scale)
+        return treedef.unflatten(list(jnp.exp(jax.random.uniform(key, (len(leaves),), jnp.float32, -bound, bound))))
+
+    def task(self, drawn: PyTree[Float[Array, ""]]) -> AbstractTask:
+        return _ReparametrizedTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+
+
+class ReducedBatch(AbstractTaskFamily):
+    r"""The same task with a smaller batch, of size $\lceil B u \rceil$ with $u$ log-uniform in $[f, 1]$: noisier
+    gradients.
+
+    Batches keep their shape: their first examples are repeated to fill it.
+
+    **Arguments:**
+
+    - `base`: the task; its batches are trees of arrays with one leading batch axis.
+    - `min_fraction`: $f$, above 0 and at most 1.
+
+    ??? cite "Source"
+        Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reduced batch sizes.
+    """
+
+    base: AbstractTask
+    min_fraction: float = eqx.field(default=0.05, static=True)
+
+    def __check_init__(self):
+        if not 0.0 < self.min_fraction <= 1.0:
+            raise ValueError(f"`min_fraction` must be above 0 and at most 1, got {self.min_fraction}.")
+
+    def sample(self, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_fraction), 0.0))
+
+    def task(self, drawn: Float[Array, ""]) -> AbstractTask:
+        return _ReducedBatchTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+
+
+class NoisyGradient(AbstractTaskFamily):
+    r"""The same task with Gaussian noise added to its gradients, of a deviation log-uniform in
+    $[\sigma_{min}, \sigma_{max}]$. Losses are unchanged.
+
+    **Arguments:**
+
+    - `base`: the task.
+    - `min_std`, `max_std`: $0 < \sigma_{min} \le \sigma_{max}$.
+
+    ??? cite "Source"
+        Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by gradient noise.
+    """
+
+    base: AbstractTask
+    min_std: float = eqx.field(default=1e-3, static=True)
+    max_std: float = eqx.field(default=1e-1, static=True)
+
+    def __check_init__(self):
+        if not 0.0 < self.min_std <= self.max_std < math.inf:
+            raise ValueError(f"`min_std` and `max_std` must be ordered and positive, got {self.min_std, self.max_std}.")
+
+    def sample(self, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
+
+    def task(self, drawn: Float[Array, ""]) -> AbstractTask:
+        return _NoisyGradientTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+
+
+class _AugmentedTask(AbstractTask[Any]):
+    """A task that changes something about `base`."""
+
+    base: AbstractTask
+    drawn: PyTree
+
+    @property
+    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.update_scales
+
+    @property
+    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.max_loss
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return self.base.init(key=key)
+
+    def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
+        return self.base.batch(key=key, split=split, worker=worker)
+
+    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return self.base.loss(params, batch, key=key)
+
+
+class _ReparametrizedTask(_AugmentedTask):
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.base.init(key=key), self.drawn)
+
+    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return self.base.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.drawn), batch, key=key)
+
+
+class _ReducedBatchTask(_AugmentedTask):
+    def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
+        batch = self.base.batch(key=key, split=split, worker=worker)
+        if split != "train":
+            return batch
+        size = jax.tree.leaves(batch)[0].shape[0]
+        index = jnp.arange(size) % jnp.ceil(size * self.drawn).astype(jnp.int32)
+        return jax.tree.map(lambda x: x[index], batch)
+
+
+class _NoisyGradientTask(_AugmentedTask):
+    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        noise_key, loss_key = jax.random.split(key)
+        return self.base.loss(params, batch, key=loss_key) + self.drawn * _noise_gradient(params, noise_key)
+
+
+def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:
+    """Zero, with a gradient of standard normal noise."""
+    noise = _tree.normal_like(params, key=key)
+    products = jax.tree.map(lambda p, e: jnp.sum((p - jax.lax.stop_gradient(p)) * e, dtype=jnp.float32), params, noise)
+    return sum(jax.tree.leaves(products), jnp.float32(0.0))

@@ -1,0 +1,596 @@
+"""Meta-training survives kills, full disks, damaged files and schedulers."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from meta_helpers import Drift, Given, assert_identical, quadratic_unroll
+
+from lo_components.estimators import PES
+from lo_components.interop import CheckpointError, load_arrays, save_arrays
+from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init_meta_state, meta_train, read_log
+from lo_components.meta._checkpoints import DurableRun
+from lo_components.optimizers import SGD
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam multiplies integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+ESTIMATOR = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
+OPTIMIZER = optax.adam(0.05)
+KEY = jax.random.key(0)
+
+
+def train(folder, *, num_steps=30, every=7, keep=2):
+    return meta_train(
+        SGD(jnp.asarray(0.01)),
+        ESTIMATOR,
+        OPTIMIZER,
+        num_steps,
+        checkpoints=None if folder is None else Checkpoints(folder, {"task": "quadratic"}, every, keep),
+        log_every=5,
+        progress=None,
+        key=KEY,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder, with all its checkpoints, and the learner of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        return folder, train(folder, keep=9)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that folder."""
+    for path in finished[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def steps_in(folder):
+    return [int(path.stem.removeprefix("checkpoint-")) for path in sorted(folder.glob("checkpoint-*.safetensors"))]
+
+
+def expected():
+    """The arrays that a checkpoint of `train` holds."""
+    return jax.eval_shape(lambda: init_meta_state(SGD(jnp.asarray(0.0)), ESTIMATOR, OPTIMIZER, key=KEY))
+
+
+def meta_state(step=0):
+    learner = Drift(jnp.asarray([0.0, float(step)]))
+    state = init_meta_state(learner, Given(learner, jnp.asarray(1.0)), optax.sgd(0.0), key=KEY)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(step, jnp.int32) if path[0].name == "step" else x, state
+    )
+
+
+def metadata_of(path):
+    return load_arrays(path, meta_state())[1]
+
+
+# Writing in the background.
+
+
+def test_the_loop_goes_on_while_a_checkpoint_is_written(finished, tmp_path, monkeypatch):
+    save, log, logged, waited, threads = save_arrays, RunFolder.log, threading.Event(), [], set()
+
+    def slow_save(path, *args, **kwargs):
+        threads.add(threading.current_thread())
+        if path.name == "checkpoint-00000007.safetensors":
+            waited.append(logged.wait(60))
+        save(path, *args, **kwargs)
+
+    def notice(folder, row):
+        log(folder, row)
+        if row["step"] == 10:
+            logged.set()
+
+    monkeypatch.setattr(_checkpoints, "save_arrays", slow_save)
+    monkeypatch.setattr(RunFolder, "log", notice)
+    assert_identical(train(tmp_path / "run", keep=9), finished[1])
+    assert waited == [True] and len(threads) == 1 and threading.main_thread() not in threads
+    # What the loop did meanwhile has not changed what was written.
+    for step in steps_in(finished[0]):
+        late, plain = (
+            load_arrays(f / f"checkpoint-{step:08d}.safetensors", expected()) for f in (tmp_path / "run", finished[0])
+        )
+        assert_identical(late[0], plain[0])
+        assert late[1] == plain[1]
+
+
+def test_a_second_checkpoint_waits_for_the_first(tmp_path, monkeypatch):
+    save, events = save_arrays, []
+
+    def slow_save(path, *args, **kwargs):
+        events.append("begin")
+        time.sleep(0.01)
+        save(path, *args, **kwargs)
+        events.append("end")
+
+    monkeypatch.setattr(_checkpoints, "save_arrays", slow_save)
+    with DurableRun(Checkpoints(tmp_path, {}, every=1)) as run:
+        for step in range(1, 6):
+            run.after_step(step, meta_state(step), jnp.asarray(math.nan), last=False)
+    assert events == ["begin", "end"] * 5
+    assert steps_in(tmp_path) == [4, 5]
+
+
+@pytest.mark.parametrize("name", ["checkpoint-00000014", "checkpoint-00000030", "best"])
+def test_what_the_writer_raises_is_raised_in_the_loop(finished, tmp_path, monkeypatch, name):
+    save = save_arrays
+
+    def full_disk(path, *args, **kwargs):
+        if path.name.startswith(name):
+            raise OSError(28, "No space left on device")
+        save(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoints, "save_arrays", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train(tmp_path)
+    assert_identical(train(tmp_path), finished[1])
+
+
+def test_an_error_of_the_writer_does_not_hide_one_of_the_loop(tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_checkpoints, "save_arrays", full_disk)
+    with pytest.raises(KeyboardInterrupt) as error:
+        with DurableRun(Checkpoints(tmp_path, {}, every=1)) as run:
+            run.after_step(1, meta_state(1), jnp.asarray(0.0), last=False)
+            raise KeyboardInterrupt
+    assert (
+        "checkpoint was not written either" in error.value.__notes__[0] and "No space left" in error.value.__notes__[0]
+    )
+
+
+# Which checkpoints there are.
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_few_are_kept(tmp_path, finished, keep):
+    assert_identical(train(tmp_path, keep=keep), finished[1])
+    assert steps_in(tmp_path) == [7, 14, 21, 28, 30][-keep:]
+
+
+def follow(folder, losses, *, every=2, start=0):
+    """A run whose meta-steps have these losses."""
+    run = DurableRun(Checkpoints(folder, {}, every))
+    assert run.resume(meta_state()).step == start
+    with run:
+        for step, loss in enumerate(losses[start:], start + 1):
+            run.after_step(step, meta_state(step), jnp.asarray(loss), last=step == len(losses))
+
+
+def test_the_best_checkpoint_has_the_lowest_mean_loss_since_the_one_before(tmp_path):
+    follow(tmp_path, [5.0, 3.0, 2.0, 1.0, 0.0, 9.0])
+    assert metadata_of(tmp_path / "best.safetensors") == metadata_of(tmp_path / "checkpoint-00000004.safetensors")
+    assert metadata_of(tmp_path / "best.safetensors") == {"step": 4, "config": {}, "loss": 1.5, "since": [0.0, 0]}
+    assert_identical(load_arrays(tmp_path / "best.safetensors", meta_state())[0], meta_state(4))
+
+
+def test_the_best_survives_a_resume_until_there_is_a_better_one(tmp_path):
+    losses = [5.0, 3.0, 2.0, 1.0, 9.0, 9.0, 1.0, 1.0]
+    follow(tmp_path, losses[:4])
+    follow(tmp_path, losses[:6], start=4)
+    assert metadata_of(tmp_path / "best.safetensors")["step"] == 4
+    follow(tmp_path, losses, start=6)
+    assert metadata_of(tmp_path / "best.safetensors")["step"] == 8
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    follow(tmp_path, [math.nan, 1.0, -math.inf, 1.0, 7.0, 7.0, math.inf, 0.0])
+    assert metadata_of(tmp_path / "best.safetensors")["step"] == 6
+    assert metadata_of(tmp_path / "checkpoint-00000008.safetensors")["loss"] is None
+
+
+def test_a_run_that_starts_over_forgets_the_best(tmp_path):
+    follow(tmp_path, [1.0, 1.0])
+    (tmp_path / "checkpoint-00000002.safetensors").unlink()
+    follow(tmp_path, [5.0, 5.0])
+    assert metadata_of(tmp_path / "best.safetensors")["loss"] == 5.0
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_set_aside(copied, finished):
+    (copied / "best.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"`.*best.safetensors` is cut short.*renamed to `best.safetensors.corrupt`"):
+        assert_identical(train(copied), finished[1])
+    assert (copied / "best.safetensors.corrupt").read_bytes() == b"damaged"
+
+
+def test_what_kills_left_behind_is_removed_and_nothing_else(copied, finished):
+    names = [".checkpoint-00000030.safetensors.123-456.tmp", ".best.safetensors.1-2.tmp", ".log.jsonl.12-34.tmp"]
+    for name in [*names, ".mine.tmp", "notes.txt"]:
+        (copied / name).write_bytes(b"torn")
+    before = {path.name for path in copied.iterdir()}
+    assert_identical(train(copied), finished[1])
+    assert {path.name for path in copied.iterdir()} == before - set(names)
+
+
+# Damaged checkpoints.
+
+
+def foreign(path):
+    save_arrays(path, {"w": jnp.ones(3)})
+
+
+def of_another_run(path):
+    state, metadata = load_arrays(path, expected())
+    save_arrays(path, state, metadata={**metadata, "config": {"task": "other"}})
+
+
+DAMAGES = {
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cut short, corrupt"),
+    "empty": (lambda path: path.write_bytes(b""), "cut short, corrupt"),
+    "a flipped bit": (lambda path: path.write_bytes(flipped(path.read_bytes(), -10, 1)), "checksum does not match"),
+    "foreign": (foreign, "belongs to something else"),
+    "of another configuration": (of_another_run, "another configuration"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(copied, finished, damage):
+    function, reason = DAMAGES[damage]
+    newest = copied / "checkpoint-00000030.safetensors"
+    function(newest)
+    damaged = newest.read_bytes()
+    with pytest.warns(UserWarning, match=f"`{newest}` .*{reason}.*continues from `checkpoint-00000028.safetensors`.*"):
+        assert_identical(train(copied), finished[1])
+    assert (copied / "checkpoint-00000030.safetensors.corrupt").read_bytes() == damaged
+    assert [row["step"] for row in read_log(copied)] == [5, 10, 15, 20, 25, 30]
+    assert_identical(train(copied), finished[1])  # without a warning, which would be an error
+
+
+def test_several_damaged_checkpoints_are_set_aside(copied, finished):
+    for step in (30, 28, 21):
+        (copied / f"checkpoint-{step:08d}.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="continues from `checkpoint-00000014.safetensors`") as warnings:
+        assert_identical(train(copied), finished[1])
+    assert len(warnings) == 3 and len(list(copied.glob("*.corrupt"))) == 3
+
+
+def test_checkpoints_that_are_all_damaged_are_refused_and_kept(copied):
+    for step in (7, 14, 21, 28, 30):
+        (copied / f"checkpoint-{step:08d}.safetensors").write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="no usable checkpoint.*delete these files to start the run over"):
+            train(copied)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+# SIGTERM.
+
+
+def sigterm_at(monkeypatch, step):
+    """Send this process SIGTERM while the log's row of `step` is written."""
+    log = RunFolder.log
+
+    def wrapper(folder, row):
+        log(folder, row)
+        if row["step"] == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "log", wrapper)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_so_that_the_run_can_continue(finished, tmp_path, monkeypatch, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        sigterm_at(patch, 10)
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path, keep=9)
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
+    assert f"Stopped by SIGTERM after meta-step 10, which is in `{tmp_path}`" in capsys.readouterr().err
+    assert steps_in(tmp_path) == [7, 10]
+    assert_identical(train(tmp_path, keep=9), finished[1])
+    assert [row["step"] for row in read_log(tmp_path)] == [5, 10, 15, 20, 25, 30]
+    # The mean losses, and with them the best, are those of the run that was not stopped.
+    for name in ("checkpoint-00000014", "checkpoint-00000030", "best"):
+        stopped, whole = (load_arrays(f / f"{name}.safetensors", expected())[1] for f in (tmp_path, finished[0]))
+        assert stopped == whole
+
+
+def test_sigterm_in_the_last_step_leaves_a_finished_run(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        sigterm_at(patch, 30)
+        with pytest.raises(SystemExit):
+            train(tmp_path)
+    monkeypatch.setattr(_loop, "_step", None)
+    assert_identical(train(tmp_path), finished[1])
+
+
+def handlers_while_training(monkeypatch, folder):
+    step, handlers = _loop._step, set()
+
+    def wrapper(*args):
+        handlers.add(signal.getsignal(signal.SIGTERM))
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_loop, "_step", wrapper)
+        train(folder, num_steps=3)
+    return handlers
+
+
+def test_sigterm_is_left_alone_without_checkpoints_and_in_other_threads(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    assert handlers_while_training(monkeypatch, None) == {before}
+    assert before not in handlers_while_training(monkeypatch, tmp_path / "a")
+    found = []
+
+    def in_a_thread():
+        with jax.numpy_dtype_promotion("standard"):
+            found.append(handlers_while_training(monkeypatch, tmp_path / "b"))
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert found == [{before}] and steps_in(tmp_path / "b") == [3]
+
+
+# Files: every byte counts.
+
+
+def flipped(data, position, mask):
+    data = bytearray(data)
+    data[position] ^= mask
+    return bytes(data)
+
+
+TREE = {"w": jax.random.normal(jax.random.key(1), (3000,)), "k": jax.random.key(3), "n": np.arange(3, dtype=np.int8)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "a.safetensors"
+    save_arrays(path, TREE, metadata={"step": 3, "zeros": 64 * "0", "config": {'"file_sha256":"': 'ä"'}})
+    assert_identical(load_arrays(path, TREE)[0], TREE)
+    return path.read_bytes()
+
+
+def refused(path, data, like=None):
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"`{path}` "):
+        load_arrays(path, TREE if like is None else like)
+
+
+def test_a_flipped_byte_is_detected_in_every_region(whole, tmp_path):
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    spaces = [i for i in range(8, header) if whole[i] == ord(" ")]
+    assert spaces  # padding, where a tab would be JSON as well
+    positions = [*range(8), *range(8, header, 4), *spaces, *rng.integers(header, len(whole), 80), len(whole) - 1]
+    assert len(positions) > 200
+    for position in positions:
+        refused(tmp_path / "a.safetensors", flipped(whole, position, int(rng.integers(1, 256))))
+        refused(tmp_path / "a.safetensors", flipped(whole, position, ord(" ") ^ ord("\t")))
+
+
+def test_larger_damage_is_detected(whole, tmp_path):
+    path, page = tmp_path / "a.safetensors", 4096
+    zeroed = whole[:page] + bytes(page) + whole[2 * page :]
+    swapped = whole[:page] + whole[2 * page : 2 * page + 512] + whole[page + 512 : 2 * page]
+    swapped += whole[page : page + 512] + whole[2 * page + 512 :]
+    assert len(zeroed) == len(swapped) == len(whole) and sorted(swapped) == sorted(whole)
+    for data in (zeroed, swapped, whole + b"\0", whole + whole, whole[:-1], whole[:page], whole[1:], bytes(len(whole))):
+        refused(path, data)
+
+
+def signed(header, data=bytes(8), length=None):
+    """A file with a digest that is right, whatever its header."""
+    blank = (len(header) if length is None else length).to_bytes(8, "little") + header + data
+    digest = hashlib.sha256(blank).hexdigest().encode()
+    return blank.replace(b'"file_sha256":"' + 64 * b"0", b'"file_sha256":"' + digest)
+
+
+META = b'"__metadata__":{"metadata":"{}","file_sha256":"' + 64 * b"0" + b'"}'
+X = b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+
+
+def test_the_files_built_here_are_read(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(signed(b"{%b,%b}" % (META, X)))
+    assert_identical(load_arrays(tmp_path / "a.safetensors", {"x": jnp.ones(2)})[0], {"x": jnp.zeros(2)})
+
+
+HOSTILE = {
+    "a name twice": signed(b"{%b,%b,%b}" % (META, X, X)),
+    "metadata twice": signed(b"{%b,%b,%b}" % (META, META, X)),
+    "overlapping arrays": signed(b"{%b,%b,%b}" % (META, X, X.replace(b"x", b"y"))),
+    "a hole": signed(b"{%b,%b}" % (META, X.replace(b"[0,8]", b"[4,12]")), bytes(12)),
+    "offsets beyond the end": signed(b"{%b,%b}" % (META, X.replace(b"[0,8]", b"[0,800]"))),
+    "offsets in the wrong order": signed(b"{%b,%b}" % (META, X.replace(b"[0,8]", b"[8,0]"))),
+    "a negative size": signed(b"{%b,%b}" % (META, X.replace(b"[2]", b"[-2]"))),
+    "a huge size": signed(b"{%b,%b}" % (META, X.replace(b"[2]", b"[4611686018427387904]"))),
+    "a huge empty array": signed(b"{%b,%b}" % (META, X.replace(b"[2]", b"[9223372036854775807,0]")), b""),
+    "a huge empty array at its place": signed(
+        b"{%b,%b}" % (META, X.replace(b"[2]", b"[9223372036854775807,0]").replace(b"[0,8]", b"[0,0]")), b""
+    ),
+    "a hundred dimensions": signed(b"{%b,%b}" % (META, X.replace(b"[2]", b"[2" + 99 * b",1" + b"]"))),
+    "a dtype unknown to NumPy": signed(b"{%b,%b}" % (META, X.replace(b"F32", b"F8_E8M0").replace(b"[2]", b"[8]"))),
+    "a dtype that does not exist": signed(b"{%b,%b}" % (META, X.replace(b"F32", b"object"))),
+    "a huge header": signed(b"{%b,%b}" % (META, X), length=2**64 - 1),
+    "a header longer than the file": signed(b"{%b,%b}" % (META, X), length=2**40),
+    "no header": bytes(8),
+    "a short length": b"\1\0\0",
+    "deep nesting": signed(b"[" * 200_000),
+    "deep metadata": signed(b"{%b,%b}" % (META.replace(b"{}", b"[" * 200_000), X)),
+    "metadata that are a list": signed(b"{%b,%b}" % (META.replace(b"{}", b"[]"), X)),
+    "metadata that are not JSON": signed(b"{%b,%b}" % (META.replace(b"{}", b"__import__('os')"), X)),
+    "metadata that are no text": signed(b"{%b,%b}" % (META.replace(b'"{}"', b"{}"), X)),
+    "no metadata": signed(b"{%b}" % X),
+    "a list for a header": signed(b"[]"),
+    "another encoding": signed("{}".encode("utf-16")),
+    "a digit too many": signed(b"{%b,%b}" % (META, X.replace(b'"F32"', b'"F32","n":' + b"9" * 5000))),
+    "the right digest elsewhere": signed(b'{"file_sha256":"%b",%b,%b}' % (64 * b"0", META, X)),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused(tmp_path, case):
+    refused(tmp_path / "a.safetensors", HOSTILE[case], {"x": jnp.ones(2)})
+
+
+def first_format(tree, metadata):
+    """A file as version 0.1.0 wrote it."""
+    arrays = {
+        name: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for name, x in tree.items()
+    }
+    text = json.dumps(metadata, sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name}|{arrays[name].dtype.str}|{arrays[name].shape}|".encode())
+        digest.update(arrays[name].tobytes())
+    return safetensors.numpy.save(arrays, metadata={"metadata": text, "sha256": digest.hexdigest()})
+
+
+def test_files_of_the_first_version_are_read_and_checked(tmp_path):
+    path, data = tmp_path / "a.safetensors", first_format(TREE, {"step": 3})
+    path.write_bytes(data)
+    loaded, metadata = load_arrays(path, TREE)
+    assert_identical(loaded, TREE)
+    assert metadata == {"step": 3}
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(data), 100):
+        refused(path, flipped(data, position, 0x01))
+
+
+def test_a_run_folder_of_the_first_version_is_continued(finished, copied):
+    state, metadata = load_arrays(copied / "checkpoint-00000014.safetensors", expected())
+    for path in copied.glob("*.safetensors"):
+        path.unlink()
+    arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(state)}
+    old = {name: metadata[name] for name in ("step", "config")}
+    (copied / "checkpoint.safetensors").write_bytes(first_format(arrays, old))
+    assert_identical(train(copied, keep=9), finished[1])
+    assert steps_in(copied) == [14, 21, 28, 30] and not (copied / "checkpoint.safetensors").exists()
+
+
+# Processes that are killed.
+
+CHILD = """
+import sys
+import jax, jax.numpy as jnp, optax
+from lo_components.estimators import PES
+from lo_components.meta import Checkpoints, meta_train
+from lo_components.optimizers import SGD
+from lo_components.tasks import Quadratic
+from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+
+task = Quadratic(jnp.linspace(-0.01, 0.01, 100_000))
+meta_train(
+    SGD(jnp.asarray(0.01)),
+    PES(TruncatedUnroll(task, ConstantHorizon(10), 5), num_pairs=2),
+    optax.adam(1e-3),
+    int(sys.argv[2]),
+    checkpoints=Checkpoints(sys.argv[1], {}, every=1),
+    log_every=4,
+    progress=None,
+    key=jax.random.key(0),
+)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a run as a process of its own; all of them share what they compile."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    children = []
+
+    def function(folder, num_steps):
+        command = [sys.executable, "-c", CHILD, str(folder), str(num_steps)]
+        children.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **cache}))
+        return children[-1]
+
+    yield function
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def finish(child):
+    error = child.communicate(timeout=300)[1]
+    assert child.returncode == 0, error
+
+
+def newest(folder):
+    return max(steps_in(folder), default=0) if folder.exists() else 0
+
+
+def wait_for_step(child, folder, step):
+    deadline = time.monotonic() + 300
+    while newest(folder) < step:
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate(timeout=1)
+        time.sleep(0.001)
+
+
+def final_arrays(folder):
+    """Every array of the newest checkpoint, theta among them, and what it says of itself."""
+    data = safetensors.numpy.load_file(folder / f"checkpoint-{newest(folder):08d}.safetensors")
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in data.items()}
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path, start, capsys):
+    num_kills, num_steps, rng = 20, 200, np.random.default_rng(0)
+    killed, whole, began = tmp_path / "killed", tmp_path / "whole", time.monotonic()
+    finish(start(whole, num_steps))
+    whole_seconds, while_writing, kills = time.monotonic() - began, 0, []
+    for _ in range(num_kills):
+        child = start(killed, num_steps)
+        wait_for_step(child, killed, newest(killed) + int(rng.integers(1, 9)))
+        time.sleep(rng.uniform(0.0, 0.05))
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        while_writing += bool(list(killed.glob(".*.safetensors.*.tmp")))
+        kills.append(newest(killed))
+    finish(start(killed, num_steps))
+    with capsys.disabled():
+        print(
+            f"\n{num_kills} kills, {while_writing} while a checkpoint was written, at steps {kills}; "
+            f"{time.monotonic() - began:.0f} s, of which {whole_seconds:.0f} s uninterrupted"
+        )
+    assert while_writing > 0 and newest(killed) == newest(whole) == num_steps
+    assert final_arrays(killed) == final_arrays(whole)
+    assert "learner/learning_rate" in final_arrays(whole)
+    assert [row["step"] for row in read_log(killed)] == list(range(4, num_steps + 1, 4))
+    assert not list(killed.glob(".*")) and not list(killed.glob("*.corrupt"))
+
+
+@pytest.mark.slow
+def test_a_process_that_gets_sigterm_exits_with_143_and_continues(tmp_path, start):
+    folder, num_steps = tmp_path / "run", 100
+    child = start(folder, num_steps)
+    wait_for_step(child, folder, 10)
+    child.terminate()
+    error = child.communicate(timeout=60)[1]
+    assert child.returncode == 143 and f"after meta-step {newest(folder)}, which is in `{folder}`" in error
+    assert newest(folder) < num_steps
+    finish(start(folder, num_steps))
+    finish(start(tmp_path / "whole", num_steps))
+    assert final_arrays(folder) == final_arrays(tmp_path / "whole")

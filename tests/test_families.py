@@ -1,0 +1,168 @@
+"""Task families, and what an unroll does with them and with other meta-losses."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from meta_helpers import START, Drift, Noisy, quadratic_unroll, toy_task
+
+from lo_components.estimators import PES
+from lo_components.optimizers import SGD
+from lo_components.tasks import (
+    LinearRegression,
+    NoisyGradient,
+    Quadratic,
+    RandomRegressions,
+    ReducedBatch,
+    Reparametrized,
+)
+from lo_components.unroll import ConstantHorizon, FinalLoss, MeanLoss, TelescopedLoss, TruncatedUnroll
+
+KEY = jax.random.key(0)
+
+
+def test_a_random_regression_has_the_spectrum_that_was_asked_for():
+    family = RandomRegressions(1000, max_condition=50.0, noise=0.1, batch_size=4)
+    solution, spectrum = family.sample(key=KEY)
+    assert 1 / 50 <= spectrum.min() < 1 / 45 and 0.9 < spectrum.max() <= 1.0
+    assert abs(np.log(np.asarray(spectrum)).mean() + np.log(50) / 2) < 0.15
+    assert abs(np.std(solution) - 1.0) < 0.1
+    task = family.task((solution, spectrum))
+    assert isinstance(task, LinearRegression) and (task.noise, task.batch_size) == (0.1, 4)
+
+
+def test_reparametrized_weights_are_the_same_function_with_scaled_gradients():
+    base = toy_task()
+    family = Reparametrized(base, max_scale=5.0)
+    scales = family.sample(key=jax.random.key(3))
+    task = family.task(scales)
+    batch = task.batch(key=KEY)
+    params, own = task.init(key=KEY), base.init(key=KEY)
+    np.testing.assert_allclose(task.loss(params, batch, key=KEY), base.loss(own, batch, key=KEY), rtol=1e-6)
+    grads, own_grads = (jax.grad(t.loss)(p, batch, key=KEY) for t, p in ((task, params), (base, own)))
+    for grad, own_grad, scale in zip(*map(jax.tree.leaves, (grads, own_grads, scales)), strict=True):
+        assert 0.2 <= scale <= 5.0
+        np.testing.assert_allclose(grad, scale * own_grad, rtol=1e-4, atol=1e-7)
+    assert len(set(map(float, jax.tree.leaves(scales)))) == len(jax.tree.leaves(scales))
+    assert task.max_loss == base.max_loss and task.update_scales == base.update_scales
+
+
+def test_a_reduced_batch_repeats_its_first_examples_and_other_splits_are_whole():
+    family = ReducedBatch(toy_task(batch_size=8), min_fraction=0.1)
+    task = family.task(jnp.asarray(0.3))
+    images, labels = task.batch(key=KEY)
+    whole = family.base.batch(key=KEY)
+    np.testing.assert_array_equal(images, np.asarray(whole[0])[[0, 1, 2, 0, 1, 2, 0, 1]])
+    np.testing.assert_array_equal(labels, np.asarray(whole[1])[[0, 1, 2, 0, 1, 2, 0, 1]])
+    np.testing.assert_array_equal(task.batch(key=KEY, split="test")[0], family.base.batch(key=KEY, split="test")[0])
+    fractions = jax.vmap(lambda k: family.sample(key=k))(jax.random.split(KEY, 500))
+    assert 0.1 <= fractions.min() < 0.11 and 0.95 < fractions.max() <= 1.0
+
+
+def test_gradient_noise_leaves_losses_as_they_are():
+    base = Quadratic(jnp.ones(2000))
+    task = NoisyGradient(base).task(jnp.asarray(0.5))
+    params = task.init(key=KEY)
+    value, grads = jax.value_and_grad(task.loss)(params, None, key=KEY)
+    assert value == base.loss(params, None, key=KEY)
+    noise = np.asarray(grads) - 1.0
+    assert abs(noise.std() - 0.5) < 0.05 and abs(noise.mean()) < 0.05
+    other = jax.grad(task.loss)(params, None, key=jax.random.key(1))
+    assert np.all(np.asarray(other) != np.asarray(grads))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Reparametrized(Noisy(), max_scale=0.5),
+        lambda: ReducedBatch(Noisy(), min_fraction=0.0),
+        lambda: NoisyGradient(Noisy(), min_std=0.2, max_std=0.1),
+        lambda: RandomRegressions(0),
+        lambda: RandomRegressions(3, max_condition=0.5),
+    ],
+)
+def test_impossible_families_are_refused(make):
+    with pytest.raises(ValueError, match="`(max_scale|min_fraction|min_std|size)`"):
+        make()
+
+
+def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
+    unroll = TruncatedUnroll(RandomRegressions(3, batch_size=4), ConstantHorizon(10), 5)
+    estimator = PES(unroll, num_pairs=3, std=0.01)
+    learner = SGD(jnp.asarray(0.1))
+    state = eqx.filter_jit(estimator.init)(learner, key=KEY)
+    step = eqx.filter_jit(estimator.estimate)
+    changes = 0
+    for key in jax.random.split(KEY, 5):
+        estimate, after = step(learner, state, key=key)
+        before, drawn = np.asarray(state.inner.drawn[0]), np.asarray(after.inner.drawn[0])
+        assert drawn.shape == (3, 3) and len(np.unique(drawn[:, 0])) == 3
+        new = np.asarray(state.inner.done)
+        np.testing.assert_array_equal(drawn[~new], before[~new])
+        assert np.all(drawn[new] != before[new])
+        assert np.isfinite(estimate.grad.learning_rate)
+        changes += new.sum()
+        state = after
+    assert changes >= 6
+
+
+# Meta-losses.
+
+VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
+
+
+def shares(meta_loss, *, steps=12, window=4):
+    """The shares of one episode's windows, and its losses."""
+    unroll = dataclasses.replace(quadratic_unroll(steps=steps, window=window), meta_loss=meta_loss)
+    learner = Drift(jnp.asarray(VELOCITY))
+    state, found, losses = unroll.start(learner, key=KEY), [], []
+    for _ in range(steps // window):
+        out = unroll(learner, state, key=KEY)
+        found.append(unroll.share(out.losses, state.last_loss, state, out.state))
+        losses += list(out.losses)
+        state = out.state
+    assert state.done
+    np.testing.assert_allclose(losses, [0.5 * np.sum((START + t * VELOCITY) ** 2) for t in range(steps)], rtol=1e-5)
+    return np.asarray(found), np.asarray(losses), (unroll, learner, state)
+
+
+@pytest.mark.parametrize(
+    "meta_loss, of",
+    [
+        (MeanLoss(), np.mean),
+        (FinalLoss(), lambda losses: losses[-1]),
+        (TelescopedLoss(), lambda losses: losses[-1] - losses[0]),
+    ],
+)
+def test_the_mean_of_the_shares_is_the_episodes_meta_loss(meta_loss, of):
+    found, losses, (unroll, learner, state) = shares(meta_loss)
+    np.testing.assert_allclose(found.mean(), of(losses), rtol=1e-5)
+    # The next window begins anew and owes nothing to the last loss of the episode before.
+    out = unroll(learner, state, key=KEY)
+    again = unroll.share(out.losses, state.last_loss, state, out.state)
+    np.testing.assert_allclose(again, found[0], rtol=1e-5)
+
+
+def test_losses_may_be_taken_on_another_split_after_the_update():
+    class Splits(Noisy):
+        def batch(self, *, key, split="train", worker=None):
+            return jnp.full(3, {"train": 0.0, "outer_valid": 5.0}[split])
+
+        def init(self, *, key):
+            return jnp.zeros(3)
+
+        def loss(self, params, batch, *, key):
+            return 0.5 * jnp.sum(jnp.square(params - batch))
+
+    def losses(split):
+        unroll = TruncatedUnroll(Splits(), ConstantHorizon(10), 5, split=split)
+        learner = Drift(jnp.ones(3))
+        return np.asarray(unroll(learner, unroll.start(learner, key=KEY), key=KEY).losses)
+
+    steps = np.arange(5)
+    np.testing.assert_allclose(losses(None), 1.5 * steps**2, rtol=1e-6)
+    np.testing.assert_allclose(losses("train"), 1.5 * (steps + 1) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(losses("outer_valid"), 1.5 * (steps + 1 - 5.0) ** 2, rtol=1e-6)
