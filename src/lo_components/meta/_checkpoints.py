@@ -13,11 +13,9 @@ import jax
 
 from .._atomic import remove_temporaries
 from ..interop import CheckpointError, load_arrays, save_arrays
-from ._processes import from_first, is_first, placed_like, stop_requests, to_host
+from ._processes import from_first, is_first, placed_like, to_host
 from ._run_folder import RunFolder
 from ._trainer import MetaState
-
-STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Checkpoints:
 
 
 class DurableRun:
-    """A run that can be killed at any time: its log, its checkpoints and what to do about SIGTERM.
+    """A run that can be killed at any time: its log and its checkpoints.
 
     Checkpoints are written by one background thread, one after the other, while the loop goes on. Several processes
     call the same methods at the same steps; the first one alone writes.
@@ -86,7 +84,6 @@ class DurableRun:
             self._folder.log(row)
 
     def __enter__(self) -> "DurableRun":
-        self._stop_requested = self._stack.enter_context(stop_requests())
         self._writer = self._stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "checkpoints"))
         return self
 
@@ -100,30 +97,33 @@ class DurableRun:
                 exception.add_note(f"The last checkpoint was not written either: {error!r}")
 
     def after_step(self, step: int, state: MetaState, loss: jax.Array, *, last: bool) -> None:
-        """Write a checkpoint where one is due; raise `SystemExit` on SIGTERM, and what the writer has raised."""
+        """Write a checkpoint where one is due; raise what the writer has raised."""
         self._losses.append(loss)
         if self._write is not None and self._write.done():
             self._wait()
-        due = last or step % self._settings.every == 0
-        if due:
-            self._checkpoint(step, state, due)
+        if self._due(step) or last:
+            self._checkpoint(step, state, due=True)
         if last:
             self._wait()
-        if self._stop_requested(step):
-            if not due:
-                self._checkpoint(step, state, due)
-            self._wait()
-            if is_first():
-                from tqdm.auto import tqdm
 
-                tqdm.write(
-                    f"Stopped by SIGTERM after meta-step {step}, which is in `{self._folder.path}`: run the same "
-                    "command again to continue.",
-                    file=sys.stderr,
-                )
-            raise SystemExit(STOPPED)
+    def stop(self, step: int, state: MetaState) -> None:
+        """Write a checkpoint, unless one was due at this step, and say how to go on."""
+        if not self._due(step):
+            self._checkpoint(step, state, due=False)
+        self._wait()
+        if is_first():
+            from tqdm.auto import tqdm
 
-    def _checkpoint(self, step: int, state: MetaState, due: bool) -> None:
+            tqdm.write(
+                f"Stopped by SIGTERM after meta-step {step}, which is in `{self._folder.path}`: run the same command "
+                "again to continue.",
+                file=sys.stderr,
+            )
+
+    def _due(self, step: int) -> bool:
+        return step % self._settings.every == 0
+
+    def _checkpoint(self, step: int, state: MetaState, *, due: bool) -> None:
         for loss in to_host(self._losses):
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []

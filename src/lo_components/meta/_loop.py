@@ -12,8 +12,10 @@ from jaxtyping import PRNGKeyArray
 from .._types import typechecked
 from ..estimators import AbstractEstimator
 from ._checkpoints import Checkpoints, DurableRun
-from ._processes import is_first, to_host
+from ._processes import is_first, stop_requests, to_host
 from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_step
+
+STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
 
 
 @typechecked
@@ -36,7 +38,8 @@ def meta_train(
 
     With checkpoints, and called in the main thread, SIGTERM ends the meta-step, writes a checkpoint and exits with
     status 143, as if the signal had ended the process: a batch scheduler sees a job that stopped and is not done. Where
-    several processes run it together, the first one writes the files, into a folder that all of them can read.
+    several processes run it together, the first one writes the files, into a folder that all of them can read, and a
+    SIGTERM to any of them ends all after the same meta-step, with checkpoints or without.
 
     **Arguments:**
 
@@ -68,7 +71,11 @@ def meta_train(
         return state.learner
     if run is not None:
         run.truncate_log(start)
-    with _Bar(progress, start, num_steps) as bar, run or contextlib.nullcontext():
+    with (
+        _Bar(progress, start, num_steps) as bar,
+        run or contextlib.nullcontext(),
+        stop_requests(catch=run is not None) as stop_requested,
+    ):
         pending, began = [], time.perf_counter()
         for step in range(start + 1, num_steps + 1):
             state, metrics = _step((estimator, optimizer), state)
@@ -82,6 +89,10 @@ def meta_train(
                     run.log(row)
             if run is not None:
                 run.after_step(step, state, metrics.loss, last=last)
+            if not last and stop_requested(step):
+                if run is not None:
+                    run.stop(step, state)
+                raise SystemExit(STOPPED)
     return state.learner
 
 

@@ -56,15 +56,15 @@ def _is_key(x: jax.Array) -> bool:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
+def stop_requests(*, catch: bool) -> Iterator[Callable[[int], bool]]:
     """A function that says after each step, on all processes alike, whether a SIGTERM asks to stop here.
 
-    A process alone catches the signal in its main thread, as long as the block lasts; several leave that to JAX's
-    preemption service, which agrees on a step.
+    Where several processes take part, JAX's preemption service has taken the signal, and agrees on a step. A process
+    alone catches it with `catch`, in its main thread, as long as the block lasts.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
-    elif threading.current_thread() is not threading.main_thread():
+    elif not catch or threading.current_thread() is not threading.main_thread():
         yield lambda step: False
     else:
         received = threading.Event()
