@@ -69,7 +69,7 @@ def _normal(rng, shape, std: float = 1.0) -> Array:
 
 
 @functools.cache
-def _images():
+def images():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(512, 8, 8)).astype(np.float32)
     return image_dataset({"train": (images, rng.integers(0, CLASSES, 512))}, num_classes=CLASSES, name="noise")
@@ -109,11 +109,11 @@ def _built(name: str, width: int, parametrization, base_width: int | None, **siz
     if name == "mlp":
         return tasks.mlp_classification(_vectors(), **(dict(depth=3) | sizes), **common)
     if name == "cnn":
-        return tasks.cnn_classification(_images(), **common)
+        return tasks.cnn_classification(images(), **common)
     if name == "resnet":
-        return tasks.resnet_classification(_images(), blocks=(1, 1), **common)
+        return tasks.resnet_classification(images(), blocks=(1, 1), **common)
     if name == "vit":
-        return tasks.vit_classification(_images(), patch_size=4, depth=2, heads=2, **common)
+        return tasks.vit_classification(images(), patch_size=4, depth=2, heads=2, **common)
     return tasks.language_modeling(_tokens(), depth=2, heads=2, positions=True, **common)
 
 

@@ -21,13 +21,17 @@ proportional to the layer's input, of squared length n, and to the signal from a
 readout: exponents 1 for the readout, 1/2 for hidden layers, -1/2 for the first.
 """
 
+import equinox as eqx
+import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import adam, coordinate_check, learned, sgd
+from networks import adam, coordinate_check, images, learned, sgd
 from strategies import log_floats, seeds
 
+from lo_components import tasks
 from lo_components.parametrization import SP, MuP
 from lo_components.tasks import CoordinateCheck
 
@@ -166,3 +170,29 @@ def test_wide_networks_under_sp(name, optimizer):
     check = coordinate_check(name, SP(), under_sp, seed=0, **(WIDE[name] | dict(num_steps=3)))
     print(f"\n{name}, {optimizer}, SP, step 1\n{check.table(0)}\nstep 3\n{check.table(2)}")
     assert check.largest(0) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", ["ours", "the research code's"])
+def test_attention_outputs_need_all_their_inputs_as_fan_in_where_heads_grow(scales):
+    """The research code scales their updates by the size of one head, which stays where the number of heads grows."""
+    head_size = 16
+
+    def make(width):
+        built = tasks.vit_classification(
+            images(), width=width, patch_size=4, depth=2, heads=width // head_size, parametrization=MuP(), batch_size=32
+        )
+        if scales == "ours":
+            return built
+        outs = lambda t: [b.attention.out.weight for b in t.optimizee.update_scales.blocks]  # noqa: E731
+        return eqx.tree_at(outs, built, [scale * width / head_size for scale in outs(built)])
+
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
+        check = tasks.coordinate_check(
+            make, optax.adam(1e-3, eps=1e-15), widths=(32, 128, 512), num_steps=4, num_seeds=3, key=jax.random.key(0)
+        )
+    found = {name: e.value for name, e in check.exponents(2).items() if name.endswith("attention/out")}
+    print(f"\n{scales}\n{check.table(2)}")
+    assert len(found) == 2
+    for value in found.values():
+        assert abs(value) < 0.2 if scales == "ours" else value > 0.5
