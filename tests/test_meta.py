@@ -39,6 +39,7 @@ from lo_components.meta import (
     meta_step,
     meta_train,
     read_log,
+    step_sizes,
 )
 from lo_components.optimizers import SGD, Adam
 from lo_components.tasks import Quadratic
@@ -612,3 +613,22 @@ def test_impossible_sizes_are_refused_by_name(sizes):
     (name,) = sizes
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {sizes[name]}"):
         evaluate(TASK, SGD(0.1), **{"num_steps": 5, "key": KEY, **sizes})
+
+
+def test_step_sizes_are_the_root_mean_squares_of_the_updates():
+    sizes = step_sizes(Quadratic(jnp.asarray(START)), SGD(0.5), 3, key=jax.random.key(0))
+    expected = [0.5 ** (t + 1) * np.sqrt(np.mean(START**2)) for t in range(3)]
+    np.testing.assert_allclose(list(sizes.values()), [expected], rtol=1e-6)
+    assert set(step_sizes(toy_task(), SGD(0.1), 2, key=jax.random.key(0))) == {
+        f"layers/{i}/{name}" for i in range(3) for name in ("weight", "bias")
+    }
+
+
+def test_a_thousand_meta_steps_trace_the_learner_as_often_as_one():
+    def traces(num_steps):
+        learner = Counting(jnp.asarray(0.1), HashableList())
+        estimator = PES(quadratic_unroll(steps=20, window=5), num_pairs=2)
+        meta_train(learner, estimator, optax.sgd(1e-3), num_steps, progress=None, key=jax.random.key(0))
+        return len(learner.traces)
+
+    assert traces(1000) == traces(1) > 0

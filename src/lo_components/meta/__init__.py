@@ -3,6 +3,7 @@
 from ._checkpoints import Checkpoints as Checkpoints
 from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
+from ._evaluate import step_sizes as step_sizes
 from ._loop import meta_train as meta_train
 from ._loop import read_log as read_log
 from ._run_folder import RunFolder as RunFolder

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._tree import path_name
 from .._types import typechecked
 from ..optimizers import AbstractOptimizer
 from ..tasks import AbstractTask
@@ -80,3 +81,42 @@ def _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key):
         return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))[1]
 
     return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
+
+
+@typechecked
+def step_sizes(
+    task: AbstractTask, optimizer: AbstractOptimizer, num_steps: int, *, key: PRNGKeyArray
+) -> dict[str, Float[Array, " steps"]]:
+    r"""How far an optimizer moves each array at each step: $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for $n$ numbers.
+
+    Shows which layers a learned optimizer trains, and how its steps shrink.
+
+    **Arguments:**
+
+    - `task`, `optimizer`, `key`: as in [`lo_components.meta.evaluate`][].
+    - `num_steps`: inner steps of the one run.
+
+    **Returns:** sizes by the array's path, as in `layers/0/weight`.
+    """
+    if num_steps < 1:
+        raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
+    return _step_sizes(task, optimizer, num_steps, key)
+
+
+@eqx.filter_jit
+def _step_sizes(task, optimizer, num_steps, key):
+    inner = GradientStep()
+    init_key, steps_key = jax.random.split(key)
+    params = task.init(key=init_key)
+
+    def step(carry, key):
+        params, state = carry
+        _, after, state = inner.step(optimizer, task, params, state, jnp.asarray(num_steps, jnp.int32), key=key)
+        moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, params)
+        sizes = [
+            (path_name(path), jnp.sqrt(jnp.mean(jnp.square(move))))
+            for path, move in jax.tree_util.tree_leaves_with_path(moves)
+        ]
+        return (after, state), dict(sizes)
+
+    return jax.lax.scan(step, (params, inner.init(optimizer, params)), jax.random.split(steps_key, num_steps))[1]

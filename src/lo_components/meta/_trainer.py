@@ -84,6 +84,10 @@ def init_meta_state(
             "`learner` has no floating-point arrays, so there is nothing to learn. Python numbers are constants: write "
             "`jnp.asarray(0.1)` for a number that is to be learned."
         )
+    # `jnp.asarray(0.1)` is of a weak type, `apply_updates` gives a strong one: the step would be compiled twice.
+    learner = jax.tree.map(
+        lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, learner
+    )
     estimator_key, run_key = jax.random.split(key)
     return MetaState(
         learner,
