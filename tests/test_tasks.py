@@ -256,6 +256,22 @@ def test_widths_of_another_width_are_refused():
         ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
 
 
+def test_evaluation_of_a_language_model_goes_over_every_token_once_without_dropout():
+    rng = np.random.default_rng(0)
+    splits = {
+        "train": jnp.asarray(rng.integers(0, 9, (8, 6)), jnp.int32),
+        "test": jnp.asarray(rng.integers(0, 9, (7, 6))),
+    }
+    dataset = TokenDataset({k: v.astype(jnp.int32) for k, v in splits.items()}, 9, pad_id=0)
+    task = language_modeling(dataset, width=8, depth=1, heads=2, batch_size=3, dropout=0.5)
+    params = task.init(key=KEY)
+    tokens = np.asarray(dataset.splits["test"])
+    logits = jax.vmap(task.model(params))(tokens[:, :-1])
+    losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], 2)[..., 0]
+    np.testing.assert_allclose(task.evaluate(params), losses[tokens[:, 1:] != 0].mean(), rtol=1e-5)
+    assert abs(task.evaluate(params, split="train") - task.evaluate(params)) > 1e-4
+
+
 def test_without_padding_every_token_counts():
     tokens = TokenDataset({"train": jnp.zeros((2, 5), jnp.int32)}, 7, pad_id=None)
     task = language_modeling(tokens, width=4, depth=1, parametrization=MuP(), batch_size=2)

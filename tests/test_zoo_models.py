@@ -168,6 +168,7 @@ def test_patches_of_a_vision_transformer_are_squares_of_the_image():
     ("build", "message"),
     [
         (lambda: nn.TransformerLM(9, width=9, depth=1, heads=2, key=KEY), "`width` must be a multiple of `heads`"),
+        (lambda: nn.TransformerLM(9, width=8, depth=1, heads=0, key=KEY), "at least 1 of `heads`, got 0"),
         (lambda: nn.ViT((7, 8), 2, patch_size=4, width=4, depth=1, heads=1, key=KEY), "multiple of `patch_size`"),
         (lambda: nn.ResNet(3, 2, width=96, key=KEY), "`width` must be a multiple of 8 channels times 8"),
         (lambda: nn.ResNet(3, 2, norm="instance", key=KEY), "norm"),

@@ -231,6 +231,8 @@ def check_sizes(**sizes: int | None) -> None:
 
 def divided(name: str, value: int, parts: int, what: str) -> int:
     """`value / parts`, or an error that says what must divide it."""
+    if parts < 1:
+        raise ValueError(f"There must be at least 1 of {what}, got {parts}.")
     if value % parts:
         raise ValueError(f"`{name}` must be a multiple of {what} ({parts}), got {value}.")
     return value // parts

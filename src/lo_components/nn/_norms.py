@@ -105,8 +105,10 @@ class BatchNorm(AbstractNorm):
         def batch_mean(y):
             return jax.lax.psum(weight * jnp.mean(y, (0, 1), keepdims=True), "batch") / total
 
-        mean = batch_mean(x)
-        return _affine((x - mean) * jax.lax.rsqrt(batch_mean(jnp.square(x - mean)) + 1e-5), self)
+        centered = x.astype(jnp.float32)
+        centered = centered - batch_mean(centered)
+        scale = jax.lax.rsqrt(batch_mean(jnp.square(centered)) + 1e-5)
+        return _affine((centered * scale).astype(x.dtype), self)
 
 
 def _start(channels: Axis | int, residual: bool):

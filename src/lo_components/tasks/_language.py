@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._types import Params
-from ..data import TokenDataset, sample_tokens
+from ..data import TokenDataset, one_split, sample_tokens
 from ..parametrization import AbstractParametrization, WidthSpec
 from ._model import AbstractModelTask, Optimizee
 
@@ -59,7 +59,33 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
     def loss(self, params: Params, batch: Int[Array, "batch length"], *, key: PRNGKeyArray) -> Float[Array, ""]:
         model, keys = self.model(params), jax.random.split(key, batch.shape[0])
         logits = jax.vmap(lambda tokens, k: model(tokens, key=k))(batch[:, :-1], keys)
+        losses, counted = self._token_losses(logits, batch)
+        return jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))
+
+    def evaluate(self, params: Params, *, split: str = "test") -> Float[Array, ""]:
+        """The mean loss over all tokens of a split, in nats, without dropout. Its exponential is the perplexity.
+
+        **Arguments:**
+
+        - `params`: the parameters.
+        - `split`: which split.
+        """
+        model, tokens = self.model(params), one_split(self.dataset.splits, split)
+        count, size = tokens.shape[0], self.batch_size
+
+        def chunk(index: Int[Array, " batch"]):
+            batch = tokens[jnp.minimum(index, count - 1)].astype(jnp.int32)
+            found = self._token_losses(jax.vmap(model)(batch[:, :-1]), batch)
+            return jax.tree.map(lambda x: jnp.sum(jnp.where(index[:, None] < count, x, 0.0)), found)
+
+        losses, counted = jax.lax.map(chunk, jnp.arange(-(-count // size) * size).reshape(-1, size))
+        return jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))
+
+    def _token_losses(
+        self, logits: Float[Array, "batch next vocab"], batch: Int[Array, "batch length"]
+    ) -> tuple[Float[Array, "batch next"], Float[Array, "batch next"]]:
+        """The loss of each next token, and 1 for each that counts; 0 for padding."""
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
         pad_id = -1 if self.dataset.pad_id is None else self.dataset.pad_id
         counted = (batch[:, 1:] != pad_id).astype(jnp.float32)
-        return jnp.sum(losses * counted) / jnp.maximum(1.0, jnp.sum(counted))
+        return losses * counted, counted
