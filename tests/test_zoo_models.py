@@ -168,13 +168,13 @@ def test_patches_of_a_vision_transformer_are_squares_of_the_image():
     ("build", "message"),
     [
         (lambda: nn.TransformerLM(9, width=9, depth=1, heads=2, key=KEY), "`width` must be a multiple of `heads`"),
-        (lambda: nn.TransformerLM(9, width=8, depth=1, heads=0, key=KEY), "at least 1 of `heads`, got 0"),
         (lambda: nn.ViT((7, 8), 2, patch_size=4, width=4, depth=1, heads=1, key=KEY), "multiple of `patch_size`"),
         (lambda: nn.ResNet(3, 2, width=96, key=KEY), "`width` must be a multiple of 8 channels times 8"),
         (lambda: nn.ResNet(3, 2, norm="instance", key=KEY), "norm"),
         (lambda: nn.CNN(3, 2, width=7, key=KEY), "must be even"),
         (lambda: nn.ViT((8, 8), 2, patch_size=4, width=0, depth=1, heads=1, key=KEY), "`width` must be at least 1"),
         (lambda: nn.GroupNorm(6, groups=4), "multiple of `groups`"),
+        (lambda: nn.GroupNorm(6, groups=0), "at least 1 of `groups`, got 0"),
         (lambda: nn.Conv(3, 4, kernel_size=3, depthwise=True, parametrization=SP(), key=KEY), "depthwise"),
     ],
 )
