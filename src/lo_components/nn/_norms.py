@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ..parametrization import Axis, WidthSpec
-from ._layers import AbstractLayer, as_axis
+from ._layers import AbstractLayer, as_axis, divided
 
 
 class AbstractNorm(AbstractLayer):
@@ -60,8 +60,7 @@ class GroupNorm(AbstractNorm):
         - `groups`: how many groups to form; their number does not grow with the width, so their sizes do.
         - `residual`: whether the layer belongs to a residual branch.
         """
-        if as_axis(channels).size % groups:
-            raise ValueError(f"`channels` must be a multiple of `groups` ({groups}), got {as_axis(channels).size}.")
+        divided("channels", as_axis(channels).size, groups, "`groups`")
         self.scale, self.offset, self.width = _start(channels, residual)
         self.groups = groups
 
