@@ -29,7 +29,7 @@ from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 KEY = jax.random.key(0)
 
 
-def estimates(estimator, learner: Any, num_windows: int, replicates: int, key) -> np.ndarray:
+def estimates(estimator, learner: Any, num_windows: int, replicates: int, key, at_once: int = 4) -> np.ndarray:
     """`[replicates, theta]`: independent estimates, each the mean over the windows of one episode.
 
     The first episodes, which are staggered, are left out.
@@ -47,7 +47,7 @@ def estimates(estimator, learner: Any, num_windows: int, replicates: int, key) -
             keys = jax.random.split(key, 2 * num_windows)
             return jnp.mean(jax.lax.scan(window, estimator.init(learner, key=init_key), keys)[1][num_windows:], axis=0)
 
-        return jax.lax.map(replicate, keys, batch_size=min(replicates, 64))
+        return jax.lax.map(replicate, keys, batch_size=min(replicates, at_once))
 
     return np.asarray(run(estimator, jax.random.split(key, replicates)), np.float64)
 
@@ -88,13 +88,15 @@ def known_gradient(rate: float, std: float, start: np.ndarray, steps: int, windo
     return 0.5 * float(np.sum(start**2)) * total / steps
 
 
-def table(name: str, make: Callable, learner, windows, reference_of: Callable, direction, replicates, rows) -> None:
+def table(
+    name: str, make: Callable, learner, windows, reference_of: Callable, direction, replicates, rows, at_once=4
+) -> None:
     """Print and collect a row for every estimator and window."""
     print(f"\n{name}\n{'estimator':<20}{'window':>7}{'mean':>11}{'error':>10}{'off by':>13}{'deviation':>11}{'s':>5}")
     for window in windows:
         for kind, (estimator, num_windows) in make(window).items():
             begin = time.perf_counter()
-            found = estimates(estimator, learner, num_windows, replicates, KEY)
+            found = estimates(estimator, learner, num_windows, replicates, KEY, at_once)
             along = found @ direction
             error = along.std(ddof=1) / np.sqrt(len(along))
             reference, reference_error = reference_of(kind, window)
@@ -134,14 +136,15 @@ def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smo
         np.ones(1),
         replicates,
         rows,
+        at_once=64,
     )
 
     if not smoke:
         steps, std = 100, 0.01
         task = loc.tasks.mlp_classification(loc.data.digits(), width=8, depth=1, batch_size=32)
         learner = loc.recipes.small_fc_lopt(hidden_size=4, step_mult=1e-2, key=jax.random.key(3))
-        reference = FullES(TruncatedUnroll(task, ConstantHorizon(steps), steps), 64, std=std)
-        found = estimates(reference, learner, 1, replicates // 4, jax.random.key(1))
+        reference = FullES(TruncatedUnroll(task, ConstantHorizon(steps), steps), 32, std=std)
+        found = estimates(reference, learner, 1, replicates // 10, jax.random.key(1))
         # Its direction comes from one half and its length from the other, or noise would make it too long.
         half = len(found) // 2
         direction = found[:half].mean(axis=0)
@@ -153,10 +156,10 @@ def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smo
             "a learned optimizer on digits",
             lambda window: estimators(task, steps, window, std, num_pairs=8),
             learner,
-            (5, 20, 100),
+            (10, 100),
             lambda kind, window: measured,
             direction,
-            replicates // 5,
+            replicates // 10,
             rows,
         )
     loc.plots.bias_and_variance(rows, out)

@@ -19,7 +19,7 @@ import lo_components as loc
 from lo_components.parametrization import SP, MuP
 
 # Rates small enough for the first steps to be near the linear regime at the narrowest width.
-RATES = {"adam": 1e-3, "sgd": 0.01, "mulo": None}
+RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
 # Steps to take: standard parametrization under Adam blows up at once, before activations saturate.
 STEPS = 3
 

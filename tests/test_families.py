@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from meta_helpers import START, Drift, Noisy, quadratic_unroll, toy_task
+from meta_helpers import START, Drift, Fragile, Noisy, quadratic_unroll, toy_task
 
 from lo_components.estimators import PES
 from lo_components.optimizers import SGD
@@ -19,7 +19,14 @@ from lo_components.tasks import (
     ReducedBatch,
     Reparametrized,
 )
-from lo_components.unroll import ConstantHorizon, FinalLoss, MeanLoss, TelescopedLoss, TruncatedUnroll
+from lo_components.unroll import (
+    ConstantHorizon,
+    FinalLoss,
+    LogUniformHorizon,
+    MeanLoss,
+    TelescopedLoss,
+    TruncatedUnroll,
+)
 
 KEY = jax.random.key(0)
 
@@ -37,8 +44,8 @@ def test_a_random_regression_has_the_spectrum_that_was_asked_for():
 def test_reparametrized_weights_are_the_same_function_with_scaled_gradients():
     base = toy_task()
     family = Reparametrized(base, max_scale=5.0)
-    scales = family.sample(key=jax.random.key(3))
-    task = family.task(scales)
+    drawn = family.sample(key=jax.random.key(3))
+    task, scales = family.task(drawn), drawn[1]
     batch = task.batch(key=KEY)
     params, own = task.init(key=KEY), base.init(key=KEY)
     np.testing.assert_allclose(task.loss(params, batch, key=KEY), base.loss(own, batch, key=KEY), rtol=1e-6)
@@ -52,19 +59,19 @@ def test_reparametrized_weights_are_the_same_function_with_scaled_gradients():
 
 def test_a_reduced_batch_repeats_its_first_examples_and_other_splits_are_whole():
     family = ReducedBatch(toy_task(batch_size=8), min_fraction=0.1)
-    task = family.task(jnp.asarray(0.3))
+    task = family.task((None, jnp.asarray(0.3)))
     images, labels = task.batch(key=KEY)
     whole = family.base.batch(key=KEY)
     np.testing.assert_array_equal(images, np.asarray(whole[0])[[0, 1, 2, 0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(labels, np.asarray(whole[1])[[0, 1, 2, 0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(task.batch(key=KEY, split="test")[0], family.base.batch(key=KEY, split="test")[0])
-    fractions = jax.vmap(lambda k: family.sample(key=k))(jax.random.split(KEY, 500))
+    _, fractions = jax.vmap(lambda k: family.sample(key=k))(jax.random.split(KEY, 500))
     assert 0.1 <= fractions.min() < 0.11 and 0.95 < fractions.max() <= 1.0
 
 
 def test_gradient_noise_leaves_losses_as_they_are():
     base = Quadratic(jnp.ones(2000))
-    task = NoisyGradient(base).task(jnp.asarray(0.5))
+    task = NoisyGradient(base).task((None, jnp.asarray(0.5)))
     params = task.init(key=KEY)
     value, grads = jax.value_and_grad(task.loss)(params, None, key=KEY)
     assert value == base.loss(params, None, key=KEY)
@@ -87,6 +94,23 @@ def test_gradient_noise_leaves_losses_as_they_are():
 def test_impossible_families_are_refused(make):
     with pytest.raises(ValueError, match="`(max_scale|min_fraction|min_std|size)`"):
         make()
+
+
+def test_augmentations_go_into_one_another():
+    family = NoisyGradient(ReducedBatch(Reparametrized(RandomRegressions(3, batch_size=8))), min_std=0.5, max_std=0.5)
+    task = family.task(family.sample(key=KEY))
+    params, batch = task.init(key=KEY), task.batch(key=KEY)
+    grads = jax.vmap(lambda k: jax.grad(task.loss)(params, batch, key=k))(jax.random.split(KEY, 500))
+    np.testing.assert_allclose(np.std(grads, axis=0), 0.5, rtol=0.15)
+    assert len(np.unique(batch[1])) < 8
+
+
+def test_an_episodes_length_and_its_task_are_independent():
+    unroll = TruncatedUnroll(ReducedBatch(Noisy()), LogUniformHorizon(100, 1000), 1)
+    learner = Drift(jnp.zeros(3))
+    states = jax.vmap(lambda k: unroll.start(learner, key=k))(jax.random.split(KEY, 500))
+    correlation = np.corrcoef(np.log(states.horizon), np.log(states.drawn[1]))[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(500)
 
 
 def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
@@ -144,6 +168,15 @@ def test_the_mean_of_the_shares_is_the_episodes_meta_loss(meta_loss, of):
     out = unroll(learner, state, key=KEY)
     again = unroll.share(out.losses, state.last_loss, state, out.state)
     np.testing.assert_allclose(again, found[0], rtol=1e-5)
+
+
+def test_an_episode_that_ends_early_ends_with_the_largest_loss():
+    unroll = dataclasses.replace(quadratic_unroll(steps=40, window=4, max_loss=7.0), meta_loss=FinalLoss())
+    learner = Fragile(jnp.asarray(0.2), limit=0.1)
+    state = unroll.start(learner, key=KEY)
+    out = unroll(learner, state, key=KEY)
+    assert out.state.done and not out.finite
+    assert unroll.share(out.losses, state.last_loss, state, out.state) == 7.0
 
 
 def test_losses_may_be_taken_on_another_split_after_the_update():

@@ -53,7 +53,7 @@ def standard_promotion():
         yield
 
 
-DIAGNOSTICS = {"restarts", "usable", "clipped_losses", "reduced_differences", "variance", "signal_to_noise"}
+DIAGNOSTICS = {"restarts", "clipped_losses", "reduced_differences", "variance", "signal"}
 
 
 # One meta-step.
@@ -201,7 +201,7 @@ def test_meta_training_lowers_the_meta_loss(finished):
 def test_the_log_has_the_mean_of_every_few_steps(finished, tmp_path):
     rows = read_log(finished[0])
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
-    numbers = {"step", "loss", "finite", "grad_norm", "skipped", "steps_per_second"}
+    numbers = {"step", "loss", "finite", "usable", "grad_norm", "skipped", "steps_per_second"}
     assert set(rows[0]) == numbers | DIAGNOSTICS
     assert all(row["finite"] == 1.0 and row["skipped"] == 0.0 and row["steps_per_second"] > 0 for row in rows)
     train(tmp_path / "each", num_steps=10, log_every=1)

@@ -35,10 +35,21 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that kills have left in a folder to which nobody is writing."""
+    """Remove the temporary files that killed processes of this machine have left in a folder."""
     for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.\d+-\d+\.tmp", path.name):
+        found = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
+        if found and not _alive(int(found[1])):
             path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -60,9 +60,9 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
         grad = jax.tree.map(lambda g: jnp.sum(g, axis=0) / count, grads)
         diagnostics = {
             "restarts": jnp.mean(out.state.done, dtype=jnp.float32),
-            "usable": jnp.mean(usable, dtype=jnp.float32),
             "clipped_losses": jnp.mean(out.clipped),
             **signal_and_noise(grad, usable.astype(jnp.float32), grads, count),
         }
         grad = jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta)
-        return Estimate(jnp.mean(out.losses), grad, jnp.mean(out.finite, dtype=jnp.float32), diagnostics), out.state
+        finite, share = jnp.mean(out.finite, dtype=jnp.float32), jnp.mean(usable, dtype=jnp.float32)
+        return Estimate(jnp.mean(out.losses), grad, finite, share, diagnostics), out.state

@@ -14,19 +14,22 @@ class Estimate(eqx.Module):
 
     - `loss`: the mean per-step loss over particles and steps.
     - `grad`: the structure of the learner's inexact arrays.
-    - `finite`: the share of particles whose losses and parameters stayed finite, in `[0, 1]`.
+    - `finite`: the share of particles (both members of a pair count) whose losses and parameters stayed finite.
+    - `usable`: the share of pairs (or particles) that `grad` is made of; 0: there is no estimate, and `grad` is zero.
     - `diagnostics`: named scalars, which meta-training logs. Those of this package:
         - `restarts`: the share of particles whose episode ends with the window.
-        - `usable`: the share of pairs (or particles) that count.
         - `clipped_losses`: the share of steps whose loss was clipped at the task's `max_loss`, or not finite.
         - `reduced_differences`: the share of pairs whose loss difference shaping made smaller.
-        - `variance`: of the estimate: the trace of its covariance, from the spread of the pairs.
-        - `signal_to_noise`: what the variance leaves of the estimate's squared norm, over the variance.
+        - `variance`: of the estimate: the trace of its covariance, from the spread of the pairs as if they were
+            independent (which ranks and z-scores are not); NaN with fewer than two.
+        - `signal`: what the variance leaves of the estimate's squared norm. The ratio of the two, each averaged over
+            meta-steps, is the signal-to-noise ratio.
     """
 
     loss: Float[Array, ""]
     grad: PyTree[Float[Array, "..."]]
     finite: Float[Array, ""]
+    usable: Float[Array, ""]
     diagnostics: dict[str, Float[Array, ""]]
 
 

@@ -65,7 +65,7 @@ class FullES(AbstractEvolutionStrategy):
             return (count == 0) | ~state.done
 
         zero = jnp.zeros((), jnp.float32)
-        start = jnp.zeros((), jnp.int32), (jnp.zeros(2, jnp.float32), zero, zero, zero), jnp.asarray(True), begun
+        start = jnp.zeros((), jnp.int32), (jnp.zeros(2, jnp.float32), zero, zero, zero), jnp.ones(2, bool), begun
         count, sums, finite, state = jax.lax.while_loop(running, window, start)
         meta_losses, difference, loss, clipped = (x / count.astype(jnp.float32) for x in sums)
         return PairOutput(meta_losses, difference, loss, clipped, finite, state)

@@ -42,7 +42,8 @@ class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
     - `unroll`: what particles train on, and for how long.
     - `num_pairs`: $n$, antithetic pairs.
     - `std`: $\sigma$, in units of theta: a number, or a schedule from the number of windows so far, as in optax.
-        Another number compiles nothing anew.
+        Another number compiles nothing anew. Where a schedule reaches 0, there is no estimate. Noise is rounded to
+        theta's dtype: in bfloat16 it has to be above 1 % of theta, or it is lost.
     - `counterpart`: `"antithetic"`: of the second member, $\theta - \epsilon$. `"unperturbed"`: $\theta$ (forward
         differences, with $L^+ - L^0$ for $\frac12(L^+ - L^-)$): the same cost, more variance, but one member trains
         with the very $\theta$.
@@ -96,7 +97,7 @@ class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
 
         def one(index):
             pair_key = jax.random.fold_in(key, index)
-            draw = _draw(theta, std, key=jax.random.fold_in(pair_key, 1))
+            draw = _draw(theta, std, key=jax.random.split(pair_key, 3)[2])
             return stacked(self.unroll.init(learner, key=pair_key)), self.init_noise(draw)
 
         return EvolutionState(*jax.vmap(one)(jnp.arange(self.num_pairs)), windows)
@@ -112,7 +113,7 @@ class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
             return out, score, carried
 
         out, scores, carried = jax.vmap(one)(jnp.arange(self.num_pairs), state.inner, state.noise)
-        estimate = estimated(theta, out, scores, self.counterpart, self.shaping, self.leave_out_non_finite)
+        estimate = estimated(theta, std, out, scores, self.counterpart, self.shaping, self.leave_out_non_finite)
         return estimate, EvolutionState(out.state, carried, state.windows + 1)
 
     def _run(self, learner: Any, pair: Any, inner: InnerState, *, key: PRNGKeyArray) -> PairOutput:
@@ -128,4 +129,4 @@ def _draw(theta: PyTree, std: Float[Array, ""], *, key: PRNGKeyArray) -> PyTree:
 
 def score(noise: PyTree, std: Float[Array, ""]) -> PyTree:
     r"""$\epsilon / \sigma^2$, the gradient of the logarithm of the noise's density with respect to its mean."""
-    return jax.tree.map(lambda e: e.astype(jnp.float32) / std**2, noise)
+    return jax.tree.map(lambda e: e.astype(jnp.float32) / jnp.where(std > 0, std, 1.0) ** 2, noise)

@@ -66,21 +66,30 @@ class Mixture(AbstractEstimator[tuple]):
         keys = jax.random.split(key, len(self.estimators))
         found = [e.estimate(learner, s, key=k) for e, s, k in zip(self.estimators, state, keys, strict=True)]
         estimates = [estimate for estimate, _ in found]
-        shares = [w / sum(self.weights) for w in self.weights]
         grads = [self._scaled(e.grad) for e in estimates]
+        weights = jnp.asarray(self.weights, jnp.float32)
+        # A task without an estimate leaves its share to the others.
+        counted = weights * jnp.stack([e.usable > 0 for e in estimates]).astype(jnp.float32)
 
-        def mean(*values) -> Array:
-            return sum((share * value for share, value in zip(shares, values, strict=True)), jnp.float32(0.0))
+        def mean(*values, weights=weights) -> Array:
+            total = sum((w * v.astype(jnp.float32) for w, v in zip(weights, values, strict=True)), jnp.float32(0.0))
+            return total / jnp.where(jnp.sum(weights) > 0, jnp.sum(weights), 1.0)
 
         diagnostics = {
             f"{name}: {what}": value
             for name, e in zip(self.names, estimates, strict=True)
-            for what, value in {"loss": e.loss, "grad_norm": optax.tree.norm(e.grad), **e.diagnostics}.items()
+            for what, value in {
+                "loss": e.loss,
+                "usable": e.usable,
+                "grad_norm": optax.tree.norm(e.grad),
+                **e.diagnostics,
+            }.items()
         }
         mixed = Estimate(
             mean(*(e.loss for e in estimates)),
-            jax.tree.map(lambda *g: mean(*g).astype(g[0].dtype), *grads),
+            jax.tree.map(lambda *g: mean(*g, weights=counted).astype(g[0].dtype), *grads),
             mean(*(e.finite for e in estimates)),
+            mean(*(e.usable for e in estimates)),
             diagnostics,
         )
         return mixed, tuple(after for _, after in found)

@@ -22,7 +22,7 @@ class PairOutput(eqx.Module):
     difference: Float[Array, ""]
     loss: Float[Array, ""]
     clipped: Float[Array, ""]
-    finite: Bool[Array, ""]
+    finite: Bool[Array, "2"]
     state: InnerState
 
 
@@ -65,13 +65,14 @@ def unroll_pair(unroll: TruncatedUnroll, pair: Any, state: InnerState, *, key: P
         share(out.losses[0] - out.losses[1], state.last_loss[0] - state.last_loss[1]),
         jnp.mean(out.losses),
         jnp.mean(out.clipped),
-        jnp.all(out.finite),
+        out.finite,
         after,
     )
 
 
 def estimated(
     theta: PyTree[Float[Array, "..."]],
+    std: Float[Array, ""],
     out: PairOutput,
     scores: PyTree[Float[Array, "pairs ..."]],
     counterpart: Counterpart,
@@ -81,25 +82,29 @@ def estimated(
     r"""The gradient $\frac1n \sum_i c\, d_i s_i$ over usable pairs, with $d$ the shaped differences, $s$ the scores and
     $c = \frac12$ for antithetic pairs, where the counterpart moves too.
     """
-    usable = jnp.isfinite(out.difference) & (out.finite | (not leave_out_non_finite))
+    usable = jnp.isfinite(out.difference) & (jnp.all(out.finite, axis=1) | (not leave_out_non_finite)) & (std > 0)
     shaped = jnp.where(usable, shaping(out.difference, out.meta_losses, usable), 0.0)
     count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
     reduced = usable & (jnp.abs(shaped) < jnp.abs(out.difference))
     weights = shaped * (0.5 if counterpart == "antithetic" else 1.0)
     # Divided last, so that particles on many devices wait for one sum, not for two in turn.
-    grad = jax.tree.map(lambda s: jnp.tensordot(weights, s, axes=1) / count, scores)
+    grad = jax.tree.map(lambda s: _weighted_sum(weights, s) / count, scores)
     return Estimate(
         loss=jnp.mean(out.loss),
         grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
         finite=jnp.mean(out.finite, dtype=jnp.float32),
+        usable=jnp.mean(usable, dtype=jnp.float32),
         diagnostics={
             "restarts": jnp.mean(out.state.done, dtype=jnp.float32),
-            "usable": jnp.mean(usable, dtype=jnp.float32),
             "clipped_losses": jnp.mean(out.clipped),
             "reduced_differences": jnp.sum(reduced, dtype=jnp.float32) / count,
             **signal_and_noise(grad, jnp.square(weights), scores, count),
         },
     )
+
+
+def _weighted_sum(weights: Float[Array, " n"], vectors: Float[Array, "n ..."]) -> Float[Array, "..."]:
+    return jnp.tensordot(weights, vectors, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def signal_and_noise(
@@ -108,14 +113,15 @@ def signal_and_noise(
     vectors: PyTree[Float[Array, "n ..."]],
     count: Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
-    r"""The variance of a mean $g$ of $n$ weighted vectors, and the ratio of what it leaves of $\lVert g\rVert^2$ to it.
+    r"""The variance of a mean $g$ of $n$ weighted vectors, and what it leaves of $\lVert g\rVert^2$.
 
     The variance is the trace of the covariance of the mean, estimated from the spread of the vectors.
     """
     norms = sum(jnp.sum(jnp.square(v), axis=tuple(range(1, v.ndim))) for v in jax.tree.leaves(vectors))
     signal = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grad))
-    variance = (jnp.sum(squared_weights * norms) / count - signal) / jnp.maximum(count - 1.0, 1.0)
-    return {"variance": variance, "signal_to_noise": (signal - variance) / jnp.where(variance > 0, variance, jnp.nan)}
+    spread = jnp.maximum(jnp.sum(squared_weights * norms) / count - signal, 0.0)
+    variance = jnp.where(count > 1, spread / jnp.maximum(count - 1.0, 1.0), jnp.nan)
+    return {"variance": variance, "signal": signal - variance}
 
 
 def refuse_array_scales(learner: Any) -> None:

@@ -5,6 +5,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .. import _tree
+
 
 def _number(x: Any) -> Float[Array, ""]:
     return jnp.asarray(x, jnp.float32)
@@ -43,6 +45,10 @@ class ClippedDifference(AbstractShaping):
     """
 
     max_difference: Float[Array, ""] = eqx.field(converter=_number)
+
+    def __check_init__(self):
+        if _tree.known(self.max_difference) and not jnp.all(self.max_difference > 0):
+            raise ValueError(f"`max_difference` must be positive, got {self.max_difference}.")
 
     def __call__(self, differences, losses, usable):
         return jnp.clip(differences, -self.max_difference, self.max_difference)

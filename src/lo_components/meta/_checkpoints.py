@@ -102,14 +102,14 @@ class DurableRun:
         if self._write is not None and self._write.done():
             self._wait()
         if self._due(step) or last:
-            self._checkpoint(step, state, due=True)
+            self._checkpoint(step, state)
         if last:
             self._wait()
 
-    def stop(self, step: int, state: MetaState) -> None:
-        """Write a checkpoint, unless one was due at this step, and say how to go on."""
-        if not self._due(step):
-            self._checkpoint(step, state, due=False)
+    def stop(self, step: int, state: MetaState, *, last: bool) -> None:
+        """Write a checkpoint, unless that was done at this step, and say how to go on."""
+        if not (self._due(step) or last):
+            self._checkpoint(step, state)
         self._wait()
         if is_first():
             from tqdm.auto import tqdm
@@ -123,12 +123,13 @@ class DurableRun:
     def _due(self, step: int) -> bool:
         return step % self._settings.every == 0
 
-    def _checkpoint(self, step: int, state: MetaState, *, due: bool) -> None:
+    def _checkpoint(self, step: int, state: MetaState) -> None:
+        due = self._due(step)
         for loss in to_host(self._losses):
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []
         metadata: dict[str, Any] = {"step": step, "config": self._folder.config}
-        # One that SIGTERM asked for has fewer losses behind it than the others, so it does not compete with them.
+        # The last one, and one that SIGTERM asked for, have fewer losses behind them, so they do not compete.
         metadata["loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
             self._sum, self._count = 0.0, 0
@@ -169,8 +170,6 @@ def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[s
             continue
         for other, error in refused:
             _set_aside(other, f"{error} The run continues from `{path.name}`.")
-        # The only checkpoint of version 0.1 has no step in its name.
-        os.replace(path, folder.checkpoint(metadata["step"]))
         return state, metadata
     if refused:
         reasons = " ".join(str(error) for _, error in refused)

@@ -89,9 +89,9 @@ def meta_train(
                     run.log(row)
             if run is not None:
                 run.after_step(step, state, metrics.loss, last=last)
-            if not last and stop_requested(step):
+            if stop_requested(step):
                 if run is not None:
-                    run.stop(step, state)
+                    run.stop(step, state, last=last)
                 raise SystemExit(STOPPED)
     return state.learner
 

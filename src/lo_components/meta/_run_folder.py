@@ -38,6 +38,7 @@ class RunFolder:
         expected = json.loads(text)
         if found:
             _check_stamp(stamp, expected, found)
+            return RunFolder(path, expected)
         try:
             write_atomically(stamp, text.encode())
         except OSError as error:
@@ -51,7 +52,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints that there are, oldest first."""
-        return sorted(self.path.glob("checkpoint*.safetensors"), key=lambda path: (len(path.name), path.name))
+        return sorted(self.path.glob("checkpoint-*.safetensors"), key=lambda path: (len(path.name), path.name))
 
     @property
     def best(self) -> Path:

@@ -37,13 +37,15 @@ class MetaMetrics(eqx.Module):
     - `loss`: the mean meta-loss of the window.
     - `finite`: the share of particles that stayed finite.
     - `grad_norm`: the global norm of the meta-gradient, before clipping.
-    - `skipped`: 1 where the meta-step was skipped, because no particle or not the whole gradient was finite.
+    - `usable`: the share of pairs (or particles) that the meta-gradient is made of.
+    - `skipped`: 1 where the meta-step was skipped, because no pair was usable or not the whole gradient finite.
     - `diagnostics`: what the estimator reports; see [`lo_components.estimators.Estimate`][].
     """
 
     loss: Float[Array, ""]
     finite: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    usable: Float[Array, ""]
     skipped: Float[Array, ""]
     diagnostics: dict[str, Float[Array, ""]]
 
@@ -103,7 +105,7 @@ def meta_step(
 ) -> tuple[MetaState, MetaMetrics]:
     """One meta-step: an estimate of the meta-gradient and a step of the meta-optimizer along it. Pure.
 
-    Where no particle stayed finite, or the estimate is not finite, the learner and the meta-optimizer keep their
+    Where no pair was usable, or the estimate is not finite, the learner and the meta-optimizer keep their
     values and `MetaMetrics.skipped` is 1.
     """
     key = jax.random.fold_in(state.key, state.step)
@@ -111,13 +113,14 @@ def meta_step(
     theta, static = eqx.partition(state.learner, eqx.is_inexact_array)
     updates, optimizer_state = optimizer.update(estimate.grad, state.optimizer_state, theta)
     new_theta = optax.apply_updates(theta, updates)
-    good = (estimate.finite > 0) & _tree.all_finite(estimate.grad) & _tree.all_finite(new_theta)
+    good = (estimate.usable > 0) & _tree.all_finite(estimate.grad) & _tree.all_finite(new_theta)
     theta = _tree.where(good, new_theta, theta)
     optimizer_state = _tree.where(good, optimizer_state, state.optimizer_state)
     metrics = MetaMetrics(
         loss=estimate.loss,
         finite=estimate.finite,
         grad_norm=optax.tree.norm(estimate.grad),
+        usable=estimate.usable,
         skipped=1.0 - good.astype(jnp.float32),
         diagnostics=estimate.diagnostics,
     )

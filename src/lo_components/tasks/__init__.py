@@ -1,5 +1,6 @@
 """Optimizees with their data and losses."""
 
+from ._augmented import AbstractAugmentation as AbstractAugmentation
 from ._augmented import NoisyGradient as NoisyGradient
 from ._augmented import ReducedBatch as ReducedBatch
 from ._augmented import Reparametrized as Reparametrized

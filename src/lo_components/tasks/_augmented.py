@@ -1,11 +1,13 @@
 """Task families that make many tasks from one."""
 
+import abc
 import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox import AbstractVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
@@ -14,81 +16,108 @@ from ._base import AbstractTask
 from ._family import AbstractTaskFamily
 
 
-class Reparametrized(AbstractTaskFamily):
+class AbstractAugmentation(AbstractTaskFamily):
+    """A family made of a task, or of another family: augmentations go into one another."""
+
+    base: AbstractVar[AbstractTask | AbstractTaskFamily]
+
+    @abc.abstractmethod
+    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree:
+        """What is changed about a task of the base."""
+
+    @abc.abstractmethod
+    def augmented(self, task: AbstractTask, drawn: PyTree) -> AbstractTask:
+        """The task with the change that was drawn."""
+
+    def sample(self, *, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        """What the base draws, and the change."""
+        base_key, key = jax.random.split(key)
+        drawn = self.base.sample(key=base_key) if isinstance(self.base, AbstractTaskFamily) else None
+        return drawn, self.draw(self._base_task(drawn), key=key)
+
+    def task(self, drawn: tuple[PyTree, PyTree]) -> AbstractTask:
+        """The base's task with the change."""
+        return self.augmented(self._base_task(drawn[0]), drawn[1])
+
+    def _base_task(self, drawn: PyTree) -> AbstractTask:
+        return self.base.task(drawn) if isinstance(self.base, AbstractTaskFamily) else self.base
+
+
+class Reparametrized(AbstractAugmentation):
     r"""The same function of other parameters: $p'_i = p_i / c_i$ for each array, with $c_i$ log-uniform in
     $[1/m, m]$.
 
-    The optimizee starts at the same function, but gradients are $c_i$ times as large, and so must be the answer: what
-    is meta-trained on it has to work at other scales of parameters and gradients.
+    The optimizee starts at the same function, but its gradients are $c_i$ times as large, while steps have to be $c_i$
+    times smaller: what is meta-trained on it has to work at other scales of parameters and gradients.
 
     **Arguments:**
 
-    - `base`: the task.
+    - `base`: the task, or a family of tasks.
     - `max_scale`: $m$, at least 1.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reparametrized weights.
     """
 
-    base: AbstractTask
+    base: AbstractTask | AbstractTaskFamily
     max_scale: float = eqx.field(default=10.0, static=True)
 
     def __check_init__(self):
         if not 1.0 <= self.max_scale < math.inf:
             raise ValueError(f"`max_scale` must be at least 1, got {self.max_scale}.")
 
-    def sample(self, *, key: PRNGKeyArray) -> PyTree[Float[Array, ""]]:
-        leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: self.base.init(key=jax.random.key(0))))
+    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree[Float[Array, ""]]:
+        leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: task.init(key=jax.random.key(0))))
         bound = math.log(self.max_scale)
         return treedef.unflatten(list(jnp.exp(jax.random.uniform(key, (len(leaves),), jnp.float32, -bound, bound))))
 
-    def task(self, drawn: PyTree[Float[Array, ""]]) -> AbstractTask:
-        return _ReparametrizedTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, drawn: PyTree[Float[Array, ""]]) -> AbstractTask:
+        return _ReparametrizedTask(task, drawn)  # pyright: ignore[reportCallIssue]
 
 
-class ReducedBatch(AbstractTaskFamily):
+class ReducedBatch(AbstractAugmentation):
     r"""The same task with a smaller batch, of size $\lceil B u \rceil$ with $u$ log-uniform in $[f, 1]$: noisier
     gradients.
 
-    Batches keep their shape: their first examples are repeated to fill it.
+    Batches keep their shape: their first examples are repeated to fill it. Splits but `"train"` stay whole.
 
     **Arguments:**
 
-    - `base`: the task; its batches are trees of arrays with one leading batch axis.
+    - `base`: the task, or a family of tasks; batches are trees of arrays with one leading batch axis.
     - `min_fraction`: $f$, above 0 and at most 1.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reduced batch sizes.
     """
 
-    base: AbstractTask
+    base: AbstractTask | AbstractTaskFamily
     min_fraction: float = eqx.field(default=0.05, static=True)
 
     def __check_init__(self):
         if not 0.0 < self.min_fraction <= 1.0:
             raise ValueError(f"`min_fraction` must be above 0 and at most 1, got {self.min_fraction}.")
 
-    def sample(self, *, key: PRNGKeyArray) -> Float[Array, ""]:
+    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_fraction), 0.0))
 
-    def task(self, drawn: Float[Array, ""]) -> AbstractTask:
-        return _ReducedBatchTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
+        return _ReducedBatchTask(task, drawn)  # pyright: ignore[reportCallIssue]
 
 
-class NoisyGradient(AbstractTaskFamily):
+class NoisyGradient(AbstractAugmentation):
     r"""The same task with Gaussian noise added to its gradients, of a deviation log-uniform in
     $[\sigma_{min}, \sigma_{max}]$. Losses are unchanged.
 
     **Arguments:**
 
-    - `base`: the task.
+    - `base`: the task, or a family of tasks.
     - `min_std`, `max_std`: $0 < \sigma_{min} \le \sigma_{max}$.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by gradient noise.
     """
 
-    base: AbstractTask
+    base: AbstractTask | AbstractTaskFamily
     min_std: float = eqx.field(default=1e-3, static=True)
     max_std: float = eqx.field(default=1e-1, static=True)
 
@@ -96,11 +125,11 @@ class NoisyGradient(AbstractTaskFamily):
         if not 0.0 < self.min_std <= self.max_std < math.inf:
             raise ValueError(f"`min_std` and `max_std` must be ordered and positive, got {self.min_std, self.max_std}.")
 
-    def sample(self, *, key: PRNGKeyArray) -> Float[Array, ""]:
+    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
 
-    def task(self, drawn: Float[Array, ""]) -> AbstractTask:
-        return _NoisyGradientTask(self.base, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
+        return _NoisyGradientTask(task, drawn)  # pyright: ignore[reportCallIssue]
 
 
 class _AugmentedTask(AbstractTask[Any]):

@@ -94,10 +94,8 @@ class TruncatedUnroll(eqx.Module):
 
     def start(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
         """A new episode."""
-        init_key, horizon_key = jax.random.split(key)
-        drawn = None
-        if isinstance(self.task, AbstractTaskFamily):
-            drawn = self.task.sample(key=jax.random.fold_in(key, 1))
+        init_key, horizon_key, family_key = jax.random.split(key, 3)
+        drawn = self.task.sample(key=family_key) if isinstance(self.task, AbstractTaskFamily) else None
         params = self._task(drawn).init(key=init_key)
         return InnerState(
             params,
@@ -117,28 +115,28 @@ class TruncatedUnroll(eqx.Module):
 
         def step(carry, key):
             params, learner_state = carry
+            key, held_out_key = (key, key) if self.split is None else jax.random.split(key)
             loss, params, learner_state = self.inner_step.step(
                 learner, task, params, learner_state, state.horizon, key=key
             )
             if self.split is not None:
-                batch_key, loss_key = jax.random.split(jax.random.fold_in(key, 1))
+                batch_key, loss_key = jax.random.split(held_out_key)
                 loss = task.loss(params, task.batch(key=batch_key, split=self.split), key=loss_key)
-            return (params, learner_state), loss
+            return (params, learner_state), loss.astype(jnp.float32)
 
         (params, learner_state), losses = jax.lax.scan(
             step, (state.params, state.learner_state), jax.random.split(steps_key, self.window)
         )
-        small = losses < task.max_loss
+        small = jnp.isfinite(losses) & (losses < task.max_loss)
         clipped = jnp.where(small, losses, task.max_loss)
         finite = jnp.all(jnp.isfinite(losses)) & _tree.all_finite(params)
         spent = state.step + self.window
         done = (spent >= state.horizon) | ~finite
-        last_loss = clipped[-1].astype(jnp.float32)
         return UnrollOutput(
             clipped,
             1.0 - jnp.mean(small, dtype=jnp.float32),
             finite,
-            InnerState(params, learner_state, last_loss, state.drawn, spent, state.horizon, done),
+            InnerState(params, learner_state, clipped[-1], state.drawn, spent, state.horizon, done),
         )
 
     def share(
@@ -152,7 +150,8 @@ class TruncatedUnroll(eqx.Module):
         - `last_loss`: the one in `before`.
         - `before`, `after`: the states around the window.
         """
-        num_windows = (after.horizon // self.window).astype(jnp.float32)
+        # An episode that ends early has as many windows as it took.
+        num_windows = (jnp.where(after.done, after.step, after.horizon) // self.window).astype(jnp.float32)
         previous = jnp.where(before.done, jnp.nan, last_loss)
         return self.meta_loss(losses, previous, num_windows, after.done)
 

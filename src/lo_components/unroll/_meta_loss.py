@@ -41,7 +41,7 @@ class MeanLoss(AbstractMetaLoss):
 class FinalLoss(AbstractMetaLoss):
     r"""The loss of the last step, $\ell_T$. All windows but an episode's last have no share in it.
 
-    An episode that ends early, because it became non-finite, ends with its last loss.
+    An episode that ends early, because it became non-finite, ends with the task's `max_loss`.
     """
 
     def __call__(self, losses, before, num_windows, last):
@@ -51,7 +51,8 @@ class FinalLoss(AbstractMetaLoss):
 class TelescopedLoss(AbstractMetaLoss):
     r"""The decrease of the loss, $\ell_T - \ell_1$, as a sum of each window's decrease.
 
-    Its gradient is that of the final loss, but every window has a share in it.
+    Its gradient is that of the final loss, but every window has a share in it. Where an episode ends early, its windows
+    but the last have counted as if it would not.
     """
 
     def __call__(self, losses, before, num_windows, last):
