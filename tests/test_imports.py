@@ -14,6 +14,7 @@ LAYERS = [
     {"features", "nn"},
     {"heads", "steps", "tasks"},
     {"optimizers"},
+    {"aggregators"},
     {"unroll"},
     {"estimators"},
     {"recipes"},

@@ -8,14 +8,16 @@ import pytest
 from helpers import MANIFEST, load_golden
 
 from lo_components import interop
+from lo_components.aggregators import AbstractAggregator
 
 golden = functools.cache(load_golden)
 
 
 # Compilation is nearly all of this file's time, so it is asked to optimize little.
 @functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
-def _step(optimizer, grads, state, params):
-    updates, state = optimizer.update(grads, state, params)
+def _step(learner, grads, state, params):
+    update = learner.aggregate if isinstance(learner, AbstractAggregator) else learner.update
+    updates, state = update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 
@@ -31,11 +33,11 @@ def _misses(params, reference, start):
 
 
 def _check_trajectory(run):
-    optimizer = interop.from_reference(run["config"]["kind"], run["theta"], run["config"])
+    learner = interop.from_reference(run["config"]["kind"], run["theta"], run["config"])
     params = run["params"][0]
-    state = optimizer.init(params)
+    state = learner.init(params)
     for t, grads in enumerate(run["grads"]):
-        params, state = _step(optimizer, grads, state, params)
+        params, state = _step(learner, grads, state, params)
         reference = run["params"][t + 1]
         assert {k: (p.shape, p.dtype) for k, p in params.items()} == {
             k: (r.shape, r.dtype) for k, r in reference.items()
@@ -79,7 +81,7 @@ def test_jax_theta_gives_the_same_optimizer_as_numpy_theta():
 
 
 def test_only_the_network_and_learnable_decays_are_meta_parameters():
-    for name in ["small_fc_lopt_h32_l2", "mulo_h32_l2", "mlp_lopt"]:
+    for name in ["small_fc_lopt_h32_l2", "mulo_h32_l2", "mlp_lopt", "lagg_a", "lopt_a", "lagg", "lopt"]:
         run = golden(name)
         optimizer = interop.from_reference(run["config"]["kind"], run["theta"], run["config"])
         size = sum(x.size for x in jax.tree.leaves(eqx.filter(optimizer, eqx.is_array)))
@@ -92,11 +94,13 @@ def _with(mapping, **changes):
 
 def test_unknown_kind_is_named():
     run = golden("mlp_lopt")
-    with pytest.raises(ValueError, match="`kind` must be one of mlp_lopt, mulo, small_fc_lopt, got 'adam'"):
+    with pytest.raises(
+        ValueError, match="`kind` must be one of lagg, lagg_a, lopt, lopt_a, mlp_lopt, mulo, small_fc_lopt, got 'adam'"
+    ):
         interop.from_reference("adam", run["theta"], run["config"])
 
 
-@pytest.mark.parametrize("name", ["small_fc_lopt_h4_l2", "mulo_h32_l2", "mlp_lopt"])
+@pytest.mark.parametrize("name", ["small_fc_lopt_h4_l2", "mulo_h32_l2", "mlp_lopt", "lagg_a", "lopt"])
 def test_unknown_config_key_is_named(name):
     run = golden(name)
     with pytest.raises(ValueError, match="`hidden_sizes`"):
@@ -105,7 +109,13 @@ def test_unknown_config_key_is_named(name):
 
 @pytest.mark.parametrize(
     ("name", "array"),
-    [("small_fc_lopt_h4_l2", "momentum_decays"), ("mulo_h32_l2", "nn/~/b1"), ("mlp_lopt", "mlp/~/linear_2/w")],
+    [
+        ("small_fc_lopt_h4_l2", "momentum_decays"),
+        ("mulo_h32_l2", "nn/~/b1"),
+        ("mlp_lopt", "mlp/~/linear_2/w"),
+        ("lagg_a", "nn/~/w0"),
+        ("lopt", "mlp/~/linear_0/w"),
+    ],
 )
 def test_array_that_is_missing_unexpected_misshapen_or_of_integers_is_named(name, array):
     run = golden(name)
@@ -122,6 +132,13 @@ def test_array_that_is_missing_unexpected_misshapen_or_of_integers_is_named(name
         load(_with(theta, **{array: theta[array][..., :-1]}))
     with pytest.raises(ValueError, match=rf"`theta\['{array}'\]` must be floating point, got int32"):
         load(_with(theta, **{array: theta[array].astype(np.int32)}))
+
+
+@pytest.mark.parametrize(("name", "key"), [("lagg_a", "with_avg"), ("lopt", "with_all_grads")])
+def test_inputs_of_another_kind_of_aggregator_are_refused(name, key):
+    run = golden(name)
+    with pytest.raises(ValueError, match=f"`{key}` must be False for this `kind`, got True"):
+        interop.from_reference(run["config"]["kind"], run["theta"], _with(run["config"], **{key: True}))
 
 
 def test_several_rms_decays_are_refused():

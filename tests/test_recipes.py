@@ -98,6 +98,20 @@ def test_numbers_of_meta_parameters_are_the_published_ones(getkey):
     assert _count(recipes.lolv2(key=getkey())) == network(19, 32) == 1762
 
 
+def test_aggregators_have_the_published_features_and_numbers_of_meta_parameters(getkey):
+    for aggregator, features, decays in [
+        (recipes.lopt_a(key=getkey()), 39, 7),
+        (recipes.lagg_a(8, key=getkey()), 46, 7),
+        (recipes.lagg_a(32, key=getkey()), 70, 7),
+        (recipes.lopt(key=getkey()), 13, 0),
+        (recipes.lagg(8, key=getkey()), 20, 0),
+    ]:
+        assert aggregator.optimizer.features.size == features
+        assert _count(aggregator) == features * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2 + decays
+        rule = aggregator.optimizer.step_rule
+        assert (rule.step_mult, rule.exp_mult) == (1e-3, 1e-3)
+
+
 def test_step_multipliers_are_the_published_ones(getkey):
     for recipe, step_mult in [(recipes.small_fc_lopt, 1e-3), (recipes.mulo, 1e-2), (recipes.lolv2, 1e-3)]:
         optimizer = recipe(key=getkey())

@@ -1,6 +1,7 @@
 """Learned optimizers out of small typed parts."""
 
 from . import accumulators as accumulators
+from . import aggregators as aggregators
 from . import data as data
 from . import estimators as estimators
 from . import features as features
@@ -17,6 +18,8 @@ from . import steps as steps
 from . import tasks as tasks
 from . import unroll as unroll
 from .accumulators import AbstractAccumulator as AbstractAccumulator
+from .aggregators import AbstractAggregator as AbstractAggregator
+from .aggregators import LearnedAggregator as LearnedAggregator
 from .estimators import AbstractEstimator as AbstractEstimator
 from .features import AbstractFeature as AbstractFeature
 from .heads import AbstractHead as AbstractHead

@@ -25,6 +25,12 @@ def where(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTr
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
 
 
+def scaled(factor: Any, x: Any) -> Array:
+    """`factor * x`, computed in float32, in the dtype of `x`."""
+    x = jnp.asarray(x)
+    return (jnp.asarray(factor, jnp.float32) * x.astype(jnp.float32)).astype(x.dtype)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every element of every inexact leaf is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]

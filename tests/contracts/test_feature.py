@@ -23,6 +23,7 @@ TABLE = [
     ft.RMSNormalized(ft.Concat(ft.FactoredGradient(2), ft.ColumnSquares(2))),
     ft.Concat(ft.Momenta(2), ft.RMSNormalized(ft.RowSquares(2)), ft.TimeEmbedding()),
     ft.TimeEmbedding((1.0, 10.0)),
+    ft.WorkerDeltas(2),
 ]
 every_feature = pytest.mark.parametrize("feature", TABLE, ids=lambda f: type(f).__name__)
 
@@ -34,7 +35,8 @@ def _view(feature, grad, keep=None):
     squares = acc.SquaredMomentum((0.5,) if type(feature) is ft.NormalizedMomenta else (0.5, 0.9))
     needed = [a for a in (*_ACCUMULATORS, squares) if a.produces in feature.requires and a.produces is not keep]
     stats = tuple(a.read(a.update(grad, a.init(grad))) for a in needed)
-    return ft.TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32))
+    deltas = jnp.stack([grad, -2.0 * grad])
+    return ft.TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32), deltas=deltas)
 
 
 def test_the_table_holds_every_feature(concrete_classes):

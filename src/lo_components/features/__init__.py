@@ -15,4 +15,5 @@ from ._moments import NormalizedMomenta as NormalizedMomenta
 from ._moments import Squares as Squares
 from ._raw import Gradient as Gradient
 from ._raw import Parameter as Parameter
+from ._raw import WorkerDeltas as WorkerDeltas
 from ._time import TimeEmbedding as TimeEmbedding

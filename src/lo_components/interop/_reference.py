@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import recipes
+from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 
 # Entries of a manifest that say how a trajectory was made, not what the optimizer is.
@@ -31,18 +32,24 @@ _MLP_LOPT = {
     "exp_mult": 1e-3,
     "decays": (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999),
 }
+_LOPT = {"hidden_size": 32, "hidden_layers": 2, "step_mult": 1e-3, "exp_mult": 1e-3}
+_LOPT |= {"K": 8, "with_all_grads": False, "with_avg": True}
+_LAGG = {**_LOPT, "with_all_grads": True, "with_avg": False}
 
 
-def from_reference(kind: str, theta: Mapping[str, np.ndarray | Array], config: Mapping[str, Any]) -> AbstractOptimizer:
-    """The optimizer that an original implementation's weights and hyperparameters stand for.
+def from_reference(
+    kind: str, theta: Mapping[str, np.ndarray | Array], config: Mapping[str, Any]
+) -> AbstractOptimizer | AbstractAggregator:
+    """The optimizer or aggregator that an original implementation's weights and hyperparameters stand for.
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2).
+    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2); of aggregators `"lagg_a"`, `"lopt_a"`, `"lagg"` or
+        `"lopt"`.
     - `theta`: the original's arrays under its own flat names, for instance `"nn/~/w0"` or `"momentum_decays"`.
     - `config`: its hyperparameters, under the original's names. `kind`, `T` and `num_steps` are ignored; what is absent
-        takes the original's default: `hidden_size` 4 (`mlp_lopt` and `mulo`: 32), `hidden_layers` 2, `step_mult` and
-        `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), and the decay rates of the recipe. For `mulo`,
+        takes the original's default: `hidden_size` 4 (others than `small_fc_lopt`: 32), `hidden_layers` 2, `step_mult`
+        and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe. For `mulo`,
         `update_multipliers` has a float for each leaf of the parameters and gives a
         [`lo_components.optimizers.Scaled`][].
 
@@ -69,16 +76,7 @@ def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOpti
         **known,
     )
 
-    def where(o):
-        return [
-            *o.head.weights,
-            *o.head.biases,
-            *(a.decays.offset for a in o.accumulators),
-        ]
-
-    layers = range(known["hidden_layers"] + 1)
-    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
-    return _filled(optimizer, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
+    return _filled_with_decays(optimizer, theta)
 
 
 def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
@@ -91,15 +89,48 @@ def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
 def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
     known = _with_defaults(config, _MLP_LOPT)
     optimizer = recipes.lolv2(decays=tuple(known.pop("decays")), key=jax.random.key(0), **known)
-    layers = range(known["hidden_layers"] + 1)
-    names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
-    return _filled(optimizer, lambda o: [*o.head.weights, *o.head.biases], names, theta)
+    return _filled_without_decays(optimizer, theta)
 
 
-_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer]] = {
+def _lopt_a(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
+    known, _ = _aggregator_config(config, _LOPT)
+    return LearnedAggregator(_filled_with_decays(recipes.lopt_a(key=jax.random.key(0), **known).optimizer, theta))
+
+
+def _lagg_a(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
+    known, num_workers = _aggregator_config(config, _LAGG)
+    aggregator = recipes.lagg_a(num_workers, key=jax.random.key(0), **known)
+    return LearnedAggregator(_filled_with_decays(aggregator.optimizer, theta))
+
+
+def _lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
+    known, _ = _aggregator_config(config, _LOPT)
+    return LearnedAggregator(_filled_without_decays(recipes.lopt(key=jax.random.key(0), **known).optimizer, theta))
+
+
+def _lagg(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
+    known, num_workers = _aggregator_config(config, _LAGG)
+    aggregator = recipes.lagg(num_workers, key=jax.random.key(0), **known)
+    return LearnedAggregator(_filled_without_decays(aggregator.optimizer, theta))
+
+
+def _aggregator_config(config: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """What recipes take, and the number of workers."""
+    known = _with_defaults(config, defaults)
+    for name in ("with_all_grads", "with_avg"):
+        if (value := known.pop(name)) != defaults[name]:
+            raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
+    return known, known.pop("K")
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {
     "small_fc_lopt": _small_fc_lopt,
     "mulo": _mulo,
     "mlp_lopt": _mlp_lopt,
+    "lagg_a": _lagg_a,
+    "lopt_a": _lopt_a,
+    "lagg": _lagg,
+    "lopt": _lopt,
 }
 
 
@@ -108,6 +139,21 @@ def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str
     if unknown:
         raise ValueError(f"`config` has an unknown key `{unknown[0]}`; known here: {', '.join(sorted(defaults))}.")
     return {**defaults, **config}
+
+
+def _filled_with_decays(optimizer: LearnedOptimizer, theta: dict[str, Any]) -> LearnedOptimizer:
+    def where(o):
+        return [*o.head.weights, *o.head.biases, *(a.decays.offset for a in o.accumulators)]
+
+    layers = range(len(optimizer.head.weights))  # type: ignore[reportAttributeAccessIssue]
+    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
+    return _filled(optimizer, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
+
+
+def _filled_without_decays(optimizer: LearnedOptimizer, theta: dict[str, Any]) -> LearnedOptimizer:
+    layers = range(len(optimizer.head.weights))  # type: ignore[reportAttributeAccessIssue]
+    names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
+    return _filled(optimizer, lambda o: [*o.head.weights, *o.head.biases], names, theta)
 
 
 def _filled(optimizer: LearnedOptimizer, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedOptimizer:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from .. import _tree
 from .._types import Params, Scales, typechecked
 from ._base import AbstractOptimizer, StepContext, checked_update
 
@@ -43,7 +44,7 @@ class Scaled(AbstractOptimizer[StateT]):
     ) -> tuple[Params, StateT]:
         self._check(params)
         updates, state = self.optimizer.update(grads, state, params, context=context)
-        return jax.tree.map(_scaled, self.scales, updates), state
+        return jax.tree.map(_tree.scaled, self.scales, updates), state
 
     def _check(self, params: Params) -> None:
         scales, expected = jax.tree.structure(self.scales), jax.tree.structure(params)
@@ -82,7 +83,7 @@ class Clipped(AbstractOptimizer[StateT]):
     ) -> tuple[Params, StateT]:
         norm = optax.tree.norm(jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32), grads))
         factor = jnp.where(jnp.isfinite(norm), self.max_norm / jnp.maximum(norm, self.max_norm), jnp.nan)
-        clipped = jax.tree.map(lambda g: _scaled(factor, g), grads)
+        clipped = jax.tree.map(lambda g: _tree.scaled(factor, g), grads)
         return self.optimizer.update(clipped, state, params, context=context)
 
 
@@ -128,9 +129,3 @@ class Decayed(AbstractOptimizer[StateT]):
             return (update.astype(jnp.float32) - decay).astype(update.dtype)
 
         return jax.tree.map(decayed, updates, params), state
-
-
-def _scaled(factor, x):
-    """`factor * x`, computed in float32, in the dtype of `x`."""
-    x = jnp.asarray(x)
-    return (jnp.asarray(factor, jnp.float32) * x.astype(jnp.float32)).astype(x.dtype)

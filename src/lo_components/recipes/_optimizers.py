@@ -6,9 +6,9 @@ from ..heads import MLPHead
 from ..optimizers import LearnedOptimizer
 from ..steps import DirectionMagnitude
 
-_MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
-_RMS_DECAY = 0.999
-_FACTORED_DECAYS = (0.9, 0.99, 0.999)
+MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
+RMS_DECAY = 0.999
+FACTORED_DECAYS = (0.9, 0.99, 0.999)
 
 
 def small_fc_lopt(
@@ -17,9 +17,9 @@ def small_fc_lopt(
     hidden_layers: int = 2,
     step_mult: float = 1e-3,
     exp_mult: float = 1e-3,
-    momentum_decays: tuple[float, ...] = _MOMENTUM_DECAYS,
-    rms_decay: float = _RMS_DECAY,
-    factored_decays: tuple[float, ...] = _FACTORED_DECAYS,
+    momentum_decays: tuple[float, ...] = MOMENTUM_DECAYS,
+    rms_decay: float = RMS_DECAY,
+    factored_decays: tuple[float, ...] = FACTORED_DECAYS,
     key: PRNGKeyArray,
 ) -> LearnedOptimizer:
     """The per-parameter MLP optimizer small_fc_lopt: 39 features, meta-learned decays.
@@ -36,6 +36,32 @@ def small_fc_lopt(
         `AdafacMLPLOpt` of google/learned_optimization; described in Metz et al., *Practical tradeoffs between memory,
         compute, and performance in learned optimizers* (arXiv 2203.11860).
     """
+    return with_factored_features(
+        ft.Gradient(),
+        hidden_size=hidden_size,
+        hidden_layers=hidden_layers,
+        step_mult=step_mult,
+        exp_mult=exp_mult,
+        momentum_decays=momentum_decays,
+        rms_decay=rms_decay,
+        factored_decays=factored_decays,
+        key=key,
+    )
+
+
+def with_factored_features(
+    inputs: ft.AbstractFeature,
+    *,
+    hidden_size: int,
+    hidden_layers: int,
+    step_mult: float,
+    exp_mult: float,
+    momentum_decays: tuple[float, ...],
+    rms_decay: float,
+    factored_decays: tuple[float, ...],
+    key: PRNGKeyArray,
+) -> LearnedOptimizer:
+    """small_fc_lopt with `inputs` in place of the gradient as the first of its features."""
     count = len(momentum_decays)
     if len(factored_decays) != count:
         raise ValueError(
@@ -44,7 +70,7 @@ def small_fc_lopt(
     features = ft.Concat(
         ft.RMSNormalized(
             ft.Concat(
-                ft.Gradient(),
+                inputs,
                 ft.Parameter(),
                 ft.Momenta(count),
                 ft.Squares(),

@@ -10,7 +10,8 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from .. import _tree
 
 
-def _whole(steps: Any) -> Int[Array, ""]:
+def whole(steps: Any) -> Int[Array, ""]:
+    """A whole number as an int32 array."""
     return jnp.asarray(steps if isinstance(steps, jax.Array) else operator.index(steps), jnp.int32)
 
 
@@ -25,7 +26,7 @@ class AbstractHorizon(eqx.Module):
 class ConstantHorizon(AbstractHorizon):
     """Every episode lasts `steps`, rounded up to whole windows."""
 
-    steps: Int[Array, ""] = eqx.field(converter=_whole)
+    steps: Int[Array, ""] = eqx.field(converter=whole)
 
     def __check_init__(self):
         if _tree.known(self.steps) and self.steps < 1:
@@ -44,8 +45,8 @@ class LogUniformHorizon(AbstractHorizon):
         The truncation schedule of muLO and LAgg-A meta-training, 100 to 1000 steps.
     """
 
-    min_steps: Int[Array, ""] = eqx.field(converter=_whole)
-    max_steps: Int[Array, ""] = eqx.field(converter=_whole)
+    min_steps: Int[Array, ""] = eqx.field(converter=whole)
+    max_steps: Int[Array, ""] = eqx.field(converter=whole)
 
     def __check_init__(self):
         if _tree.known(self.min_steps, self.max_steps) and not 1 <= self.min_steps <= self.max_steps:

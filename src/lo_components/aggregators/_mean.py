@@ -1,0 +1,28 @@
+from jaxtyping import Array, Float, PyTree
+
+from .._types import Params
+from ..optimizers import StepContext
+from ._base import AbstractAggregator
+
+
+class Mean(AbstractAggregator[None]):
+    r"""$\Delta p = \bar d = \frac1K \sum_k d_k$: the workers' parameters are averaged. Local SGD, or FedAvg.
+
+    ??? cite "Source"
+        McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data* (arXiv 1602.05629);
+        Stich, *Local SGD Converges Fast and Communicates Little* (arXiv 1805.09767).
+    """
+
+    def start(self, params: Params) -> None:
+        return None
+
+    def combine(
+        self,
+        mean: PyTree[Float[Array, "..."]],
+        deltas: PyTree[Float[Array, "workers ..."]],
+        state: None,
+        params: Params,
+        *,
+        context: StepContext,
+    ) -> tuple[PyTree[Float[Array, "..."]], None]:
+        return mean, None

@@ -1,0 +1,45 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from .._types import Params
+from ..optimizers import AbstractOptimizer, OptaxOptimizer, StepContext
+from ._base import AbstractAggregator
+
+
+class OuterOptimizer(AbstractAggregator[Any]):
+    r"""An optimizer that is given minus the mean delta, $-\bar d$, as gradient.
+
+    `optax.sgd(0.7, momentum=0.9, nesterov=True)` is DiLoCo's outer optimizer, `optax.adam` FedAdam (with optax's bias
+    correction), `optax.sgd(1.0)` the mean.
+
+    ??? cite "Source"
+        Reddi et al., *Adaptive Federated Optimization* (arXiv 2003.00295); Douillard et al., *DiLoCo: Distributed
+        Low-Communication Training of Language Models* (arXiv 2311.08105).
+    """
+
+    optimizer: AbstractOptimizer[Any]
+
+    def __init__(self, optimizer: AbstractOptimizer[Any] | optax.GradientTransformation):
+        """**Arguments:**
+
+        - `optimizer`: an optax transformation, or an optimizer of this library.
+        """
+        self.optimizer = optimizer if isinstance(optimizer, AbstractOptimizer) else OptaxOptimizer(optimizer)
+
+    def start(self, params: Params) -> Any:
+        return self.optimizer.init(params)
+
+    def combine(
+        self,
+        mean: PyTree[Float[Array, "..."]],
+        deltas: PyTree[Float[Array, "workers ..."]],
+        state: Any,
+        params: Params,
+        *,
+        context: StepContext,
+    ) -> tuple[PyTree[Float[Array, "..."]], Any]:
+        return self.optimizer.update(jax.tree.map(jnp.negative, mean), state, params, context=context)

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .. import _tree
+from .._types import Params
+from ..optimizers import StepContext
+from ._base import AbstractAggregator
+
+
+class SlowMo(AbstractAggregator[PyTree[Float[Array, "..."]]]):
+    r"""Momentum over rounds: $v \leftarrow \beta v + \bar d$, $\Delta p = \alpha v$, with $\bar d$ the mean delta.
+
+    The paper divides by the local learning rate $\gamma$ and multiplies by it again,
+    $u \leftarrow \beta u - \bar d/\gamma$, $\Delta p = -\alpha\gamma u$; with a constant $\gamma$ that is the above,
+    for $v = -\gamma u$. With $\beta = 0$ and $\alpha = 1$ it is [`lo_components.aggregators.Mean`][]. For the
+    convention of the research code of the LAgg-A paper see `absolute`.
+
+    **Arguments:**
+
+    - `momentum`: $\beta$, at least 0 and below 1.
+    - `learning_rate`: $\alpha$, in the paper's convention. As for `momentum`, a float is a constant; an array can be
+        mapped over or learned.
+
+    Raises `ValueError` for a momentum out of bounds.
+
+    ??? cite "Source"
+        Wang et al., *SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum* (arXiv 1910.00643),
+        algorithm 1.
+    """
+
+    momentum: float | Float[Array, ""] = 0.5
+    learning_rate: float | Float[Array, ""] = 1.0
+
+    def __check_init__(self):
+        if isinstance(self.momentum, float | int) and not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and below 1, got {self.momentum}.")
+
+    @classmethod
+    def absolute(cls, *, momentum: float, learning_rate: float, local_learning_rate: float) -> "SlowMo":
+        r"""The research code's convention: $u \leftarrow \beta u - \bar d/\gamma$, $\Delta p = -\alpha u$.
+
+        No $\gamma$ multiplies the update, so $\alpha$ is the paper's times $\gamma$: with $\alpha = \gamma$ and
+        $\beta = 0$ it is the mean.
+
+        **Arguments:**
+
+        - `momentum`: $\beta$.
+        - `learning_rate`: $\alpha$ in this convention.
+        - `local_learning_rate`: $\gamma$, positive.
+        """
+        if not local_learning_rate > 0:
+            raise ValueError(f"`local_learning_rate` must be positive, got {local_learning_rate}.")
+        return cls(momentum, learning_rate / local_learning_rate)
+
+    def start(self, params: Params) -> PyTree[Float[Array, "..."]]:
+        return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+
+    def combine(
+        self,
+        mean: PyTree[Float[Array, "..."]],
+        deltas: PyTree[Float[Array, "workers ..."]],
+        state: PyTree[Float[Array, "..."]],
+        params: Params,
+        *,
+        context: StepContext,
+    ) -> tuple[PyTree[Float[Array, "..."]], PyTree[Float[Array, "..."]]]:
+        state = jax.tree.map(lambda v, d: _tree.scaled(self.momentum, v) + d, state, mean)
+        return jax.tree.map(lambda v: _tree.scaled(self.learning_rate, v), state), state

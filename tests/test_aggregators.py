@@ -1,0 +1,269 @@
+import dataclasses
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_close, normal_tree
+from meta_helpers import START, Counting, HashableList, Noisy
+
+from lo_components import heads, recipes
+from lo_components.aggregators import AbstractAggregator, LearnedAggregator, Mean, OuterOptimizer, SlowMo
+from lo_components.estimators import PES
+from lo_components.features import Gradient
+from lo_components.optimizers import SGD, LearnedOptimizer, OptaxOptimizer
+from lo_components.steps import Direction
+from lo_components.tasks import AbstractTask, Quadratic
+from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
+
+WORKERS = 4
+SHAPES = {"w": (3, 5), "b": (5,)}
+
+
+def rounds(aggregator, deltas, params, num_rounds=3):
+    """Parameters and state after some rounds with the same deltas."""
+    state, aggregate = aggregator.init(params), eqx.filter_jit(aggregator.aggregate)
+    for _ in range(num_rounds):
+        update, state = aggregate(deltas, state, params)
+        params = optax.apply_updates(params, update)
+    return params, state
+
+
+@pytest.fixture
+def params(getkey):
+    return normal_tree(SHAPES, getkey())
+
+
+@pytest.fixture
+def deltas(getkey):
+    return normal_tree({k: (WORKERS, *s) for k, s in SHAPES.items()}, getkey())
+
+
+def test_the_mean_moves_to_the_mean_of_the_workers_parameters(params, deltas):
+    new, _ = rounds(Mean(), deltas, params, 1)
+    workers = jax.tree.map(lambda p, d: p[None] + d, params, deltas)
+    assert_close(new, jax.tree.map(lambda x: jnp.mean(x, axis=0), workers), rtol=1e-5, atol=1e-6)
+
+
+def slowmo_in_numpy(deltas, params, beta, step, gamma):
+    """u <- beta u + (x - mean of x_k) / gamma, x <- x - step u."""
+    x, u = np.asarray(params, np.float64), 0.0
+    for _ in range(3):
+        u = beta * u - np.mean(np.asarray(deltas, np.float64), axis=0) / gamma
+        x = x - step * u
+    return x
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_slowmo_is_the_papers_and_the_research_codes(beta, params, deltas):
+    alpha, gamma = 0.9, 0.3
+    papers, _ = rounds(SlowMo(beta, alpha), deltas, params)
+    codes, _ = rounds(SlowMo.absolute(momentum=beta, learning_rate=alpha, local_learning_rate=gamma), deltas, params)
+    for name, p in params.items():
+        np.testing.assert_allclose(
+            papers[name], slowmo_in_numpy(deltas[name], p, beta, alpha * gamma, gamma), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            codes[name], slowmo_in_numpy(deltas[name], p, beta, alpha, gamma), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_slowmo_without_momentum_and_outer_sgd_of_rate_1_are_the_mean(params, deltas):
+    expected, _ = rounds(Mean(), deltas, params)
+    for same in (SlowMo(0.0), OuterOptimizer(optax.sgd(1.0)), OuterOptimizer(SGD(1.0))):
+        assert_close(rounds(same, deltas, params)[0], expected, rtol=1e-6)
+
+
+def test_an_outer_optimizer_is_given_minus_the_mean_delta(params, deltas):
+    transformation = optax.sgd(0.7, momentum=0.9, nesterov=True)
+    expected, state = params, transformation.init(params)
+    for _ in range(3):
+        grads = jax.tree.map(lambda d: -jnp.mean(d, axis=0), deltas)
+        updates, state = transformation.update(grads, state)
+        expected = optax.apply_updates(expected, updates)
+    assert_close(rounds(OuterOptimizer(transformation), deltas, params)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_impossible_hyperparameters_are_refused():
+    for momentum in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match="`momentum` must be at least 0 and below 1"):
+            SlowMo(momentum)
+    with pytest.raises(ValueError, match="`local_learning_rate` must be positive"):
+        SlowMo.absolute(momentum=0.5, learning_rate=1.0, local_learning_rate=0.0)
+
+
+def test_the_learned_pipeline_is_fed_the_mean_delta_as_it_is(params, deltas):
+    head = heads.LinearHead(1, 1, key=jax.random.key(0))
+    identity = eqx.tree_at(lambda h: (h.weight, h.bias), head, (jnp.ones((1, 1)), jnp.zeros(1)))
+    aggregator = LearnedAggregator(LearnedOptimizer((), Gradient(), identity, Direction(0.5)))
+    update, _ = aggregator.aggregate(deltas, aggregator.init(params), params)
+    assert_close(update, jax.tree.map(lambda d: -0.5 * jnp.mean(d, axis=0), deltas), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Mean", "LOpt-A", "LAgg-A"])
+def test_only_aggregators_that_see_each_worker_depend_on_their_order(name, params, deltas):
+    aggregator = {
+        "Mean": lambda key: Mean(),
+        "LOpt-A": lambda key: recipes.lopt_a(hidden_size=4, step_mult=0.1, key=key),
+        "LAgg-A": lambda key: recipes.lagg_a(WORKERS, hidden_size=4, step_mult=0.1, key=key),
+    }[name](jax.random.key(0))
+    permuted = jax.tree.map(lambda d: d[jnp.array([2, 0, 3, 1])], deltas)
+    aggregate = eqx.filter_jit(aggregator.aggregate)
+    a, b = (aggregate(d, aggregator.init(params), params)[0]["w"] for d in (deltas, permuted))
+    largest, moved = jnp.max(jnp.abs(a)), jnp.max(jnp.abs(a - b))
+    assert moved > 1e-3 * largest if name == "LAgg-A" else moved < 1e-5 * largest
+
+
+def test_another_number_of_workers_is_refused_by_name(params, deltas):
+    aggregator = recipes.lagg(WORKERS + 1, hidden_size=2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="built for 5 workers, but there are deltas of 4"):
+        aggregator.aggregate(deltas, aggregator.init(params), params)
+    with pytest.raises(ValueError, match="`WorkerDeltas` needs the workers' deltas"):
+        grads = jax.tree.map(lambda d: d[0], deltas)
+        aggregator.optimizer.update(grads, aggregator.optimizer.init(params), params)
+
+
+# Rounds.
+
+
+class Diverse(AbstractTask):
+    """Half the squared distance to a point of each worker's own."""
+
+    points: jax.Array
+    update_scales: Any = None
+    max_loss: float = eqx.field(default=math.inf, static=True)
+
+    def init(self, *, key):
+        return jnp.asarray(START)
+
+    def batch(self, *, key, split="train", worker=None):
+        return self.points[worker]
+
+    def loss(self, params, batch, *, key):
+        return 0.5 * jnp.sum(jnp.square(params - batch))
+
+
+POINTS = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], np.float32)
+
+
+def one_round(inner, aggregator, task, *, key=jax.random.key(0)):
+    params = task.init(key=key)
+    state = inner.init(aggregator, params)
+    return eqx.filter_jit(inner.step)(aggregator, task, params, state, jnp.asarray(10, jnp.int32), key=key)
+
+
+def test_the_mean_of_one_worker_with_one_step_is_sgd():
+    task = Quadratic(jnp.asarray(START))
+    loss, params, _ = one_round(LocalRound(1, 1, SGD(0.3)), Mean(), task)
+    expected_loss, expected, _ = one_round(GradientStep(), SGD(0.3), task)
+    np.testing.assert_allclose(params, expected, rtol=1e-6)
+    assert loss == expected_loss
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_round_is_local_steps_on_each_workers_own_data(steps):
+    task, lr = Diverse(jnp.asarray(POINTS)), 0.2
+    loss, params, state = one_round(LocalRound(2, steps, SGD(lr)), Mean(), task)
+    # The distance to a worker's point shrinks by 1 - lr in each of its steps.
+    ends = POINTS + (1 - lr) ** steps * (START - POINTS)
+    np.testing.assert_allclose(params, ends.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(0.5 * np.sum((START - POINTS) ** 2, axis=1)), rtol=1e-6)
+    assert state.used == 1.0
+
+
+def test_the_local_optimizer_starts_anew_in_each_round():
+    task, local = Diverse(jnp.asarray(POINTS[:1])), OptaxOptimizer(optax.sgd(0.1, momentum=0.9))
+    inner = LocalRound(1, 2, local)
+    _, params, state = one_round(inner, Mean(), task)
+    _, twice, _ = inner.step(Mean(), task, params, state, jnp.asarray(10, jnp.int32), key=jax.random.key(1))
+    # From distance e the steps lead to 0.9 e and, with velocity 0.9 e + 0.9 e, to 0.72 e.
+    np.testing.assert_allclose(twice - POINTS[0], 0.72**2 * (START - POINTS[0]), rtol=1e-5)
+
+
+class Recording(AbstractAggregator):
+    """The mean, with a state of all that the aggregator was given."""
+
+    num_workers: int = eqx.field(static=True)
+
+    def start(self, params):
+        return jnp.zeros((self.num_workers, *params.shape)), jnp.zeros(()), jnp.zeros((), jnp.int32)
+
+    def combine(self, mean, deltas, state, params, *, context):
+        return mean, (deltas, context.loss_array(), context.num_steps_array())
+
+
+def test_every_worker_and_every_local_step_has_its_own_keys():
+    # With rate 1 a worker ends at the target of its last batch.
+    (ones, *_), (twos, *_) = (
+        one_round(LocalRound(3, steps, SGD(1.0)), Recording(3), Noisy())[2].inner for steps in (1, 2)
+    )
+    targets = np.concatenate([ones, twos])
+    assert len(np.unique(targets.round(4), axis=0)) == 6
+
+
+def test_the_aggregator_is_told_the_mean_loss_and_the_number_of_rounds():
+    loss, _, state = one_round(LocalRound(2, 3), Recording(2), Diverse(jnp.asarray(POINTS)))
+    assert state.inner[1] == loss
+    assert state.inner[2] == 10
+
+
+def test_the_tasks_scales_multiply_the_aggregators_update_alone():
+    task, inner = Diverse(jnp.asarray(POINTS)), LocalRound(2, 2, SGD(0.2))
+    _, plain, plain_state = one_round(inner, Recording(2), task)
+    _, scaled, scaled_state = one_round(inner, Recording(2), dataclasses.replace(task, update_scales=0.25))
+    np.testing.assert_allclose(scaled - START, 0.25 * (plain - START), rtol=1e-5)
+    assert_close(scaled_state, plain_state, rtol=1e-6)
+
+
+def test_a_diverging_worker_is_left_out_and_reported():
+    task = Diverse(jnp.asarray(np.stack([POINTS[0], np.full(3, np.inf, np.float32)])))
+    _, params, state = one_round(LocalRound(2, 1, SGD(0.2)), Mean(), task)
+    np.testing.assert_allclose(params, START + 0.2 * (POINTS[0] - START), rtol=1e-5)
+    assert state.used == 0.5
+
+
+def test_another_number_of_local_steps_is_not_traced_again():
+    traces = HashableList()
+    local = Counting(0.1, traces)
+    for steps in (1, 2, 5):
+        run_round(LocalRound(2, steps, local), Mean(), Quadratic(jnp.asarray(START)), jnp.asarray(START), key=None)
+    assert len(traces) == 1
+
+
+@eqx.filter_jit
+def run_round(inner, aggregator, task, params, *, key):
+    key = jax.random.key(0) if key is None else key
+    return inner.step(aggregator, task, params, inner.init(aggregator, params), jnp.asarray(10, jnp.int32), key=key)
+
+
+def test_rounds_mapped_over_runs_equal_separate_rounds():
+    inner, keys = LocalRound(2, 3, SGD(0.3)), jax.random.split(jax.random.key(0), 2)
+    run = lambda key: run_round(inner, SlowMo(), Noisy(), jnp.asarray(START), key=key)  # noqa: E731
+    mapped = jax.vmap(run)(keys)
+    for i, key in enumerate(keys):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], mapped), run(key), rtol=1e-5, atol=1e-6)
+
+
+def test_pes_estimates_gradients_of_aggregators():
+    aggregator = SlowMo(jnp.asarray(0.5), jnp.asarray(0.9))
+    unroll = TruncatedUnroll(Noisy(), ConstantHorizon(4), 2, inner_step=LocalRound(2, 2, SGD(0.1)))
+    estimator = PES(unroll, num_pairs=2)
+    state = eqx.filter_jit(estimator.init)(aggregator, key=jax.random.key(1))
+    estimate, state = eqx.filter_jit(estimator.estimate)(aggregator, state, key=jax.random.key(2))
+    assert estimate.finite == 1.0
+    assert jnp.all(state.inner.learner_state.used == 1.0)
+    for path, g in jax.tree_util.tree_leaves_with_path(estimate.grad):
+        assert jnp.all(jnp.isfinite(g)) and jnp.any(g != 0), path
+
+
+def test_rounds_without_workers_or_steps_are_refused():
+    with pytest.raises(ValueError, match="`num_workers` must be at least 1, got 0"):
+        LocalRound(0, 1)
+    with pytest.raises(ValueError, match="`local_steps` must be at least 1, got 0"):
+        LocalRound(1, 0)
+    with pytest.raises(TypeError):
+        LocalRound(1, 1.5)
