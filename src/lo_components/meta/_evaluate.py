@@ -80,7 +80,8 @@ def _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key):
         start = (params, inner.init(optimizer, params))
         return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))[1]
 
-    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
+    # Not even a batch of one, where seeds go one by one: convolutions with batched weights are slow on CPUs.
+    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=None if seeds_at_once == 1 else seeds_at_once)
 
 
 @typechecked
