@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lo_components import nn
+from lo_components.nn import _layers
 from lo_components.parametrization import SP, Axis, DepthMuP, MuP
 
 KEY = jax.random.key(0)
@@ -162,6 +163,14 @@ def test_patches_of_a_vision_transformer_are_squares_of_the_image():
     eqx.tree_at(lambda m: m.patches, model, Spy())(image)
     expected = [image[i : i + 2, j : j + 2].ravel() for i in (0, 2) for j in (0, 2, 4)]
     np.testing.assert_array_equal(seen["patches"], np.stack(expected))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3), (2, 9)])
+@pytest.mark.parametrize("kernel_size, stride", [(3, 1), (3, 2), (1, 2), (7, 2), (4, 4), (2, 3)])
+def test_the_product_of_patches_is_the_convolution(size, kernel_size, stride):
+    x, weight = jax.random.normal(KEY, (*size, 3)), jax.random.normal(KEY, (5, 3, kernel_size, kernel_size))
+    expected = _layers._convolved(x, weight, stride=stride, groups=1)
+    np.testing.assert_allclose(_layers._product_of_patches(x, weight, stride=stride), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
