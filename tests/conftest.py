@@ -14,3 +14,11 @@ def pytest_configure(config):
 @pytest.fixture
 def getkey():
     return KeySource(seed=2026)
+
+
+@pytest.fixture
+def quick_compilation():
+    """For tests of small programs, which would spend their time in XLA's optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
