@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import pytest
 from helpers import KeySource
@@ -22,3 +23,11 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_freed():
+    """Each holds mapped memory, of which a process may have 65,530 pieces on Linux; beyond, the compiler crashes."""
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()
