@@ -27,7 +27,8 @@ class Checkpoints:
     - `folder`: made if missing; holds `config.json`, `log.jsonl`, the newest checkpoints, called
       `checkpoint-00000200.safetensors` after their meta-step, and `best.safetensors`.
     - `config`: what identifies the run, as JSON; a folder with another configuration is refused.
-    - `every`: meta-steps between two checkpoints. The one with the lowest mean meta-loss over these is the best.
+    - `every`: meta-steps between two checkpoints. The one with the lowest mean meta-loss over these is the best; one
+      after fewer meta-steps, at the end of a run or on SIGTERM, is not compared.
     - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives the loss of one.
     """
 
