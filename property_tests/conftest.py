@@ -1,32 +1,4 @@
-import equinox as eqx
-import jax
-import pytest
 from hypothesis import settings
-
-# The package itself is imported by tests only: jaxtyping's import hook must see it first.
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 settings.register_profile("laws", max_examples=10, derandomize=True, deadline=None)
 settings.load_profile("laws")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "error")
-
-
-@pytest.fixture
-def quick_compilation(request):
-    """Small networks spend their time in XLA's optimizations; large ones, in slow tests, are better with them."""
-    slow = request.node.get_closest_marker("slow") is not None
-    jax.config.update("jax_disable_most_optimizations", not slow)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_programs_are_freed():
-    """Each holds mapped memory, of which a process may have 65,530 pieces on Linux; beyond, the compiler crashes."""
-    yield
-    eqx.clear_caches()
-    jax.clear_caches()

@@ -3,7 +3,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from .. import _tree
 from ..unroll import InnerState
@@ -11,7 +11,17 @@ from ._evolution import AbstractEvolutionStrategy, score
 from ._pairs import PairOutput, stacked, unroll_pair
 
 
-class TruncatedES(AbstractEvolutionStrategy):
+class _FreshNoise(AbstractEvolutionStrategy):
+    """Noise that is drawn anew in each estimate, and nothing to carry."""
+
+    def init_noise(self, draw, std):
+        return None
+
+    def noise(self, draw, std, carried, restart):
+        return draw, score(draw, std), None
+
+
+class TruncatedES(_FreshNoise):
     r"""Evolution strategies on each window alone: $\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2\sigma^2}\epsilon_w$.
 
     Biased where an episode has more than one window: it ignores what earlier windows' parameters owe to $\theta$.
@@ -23,14 +33,8 @@ class TruncatedES(AbstractEvolutionStrategy):
         (arXiv 1810.10180), section 3.
     """
 
-    def init_noise(self, draw: PyTree) -> PyTree:
-        return None
 
-    def noise(self, draw, std, carried, restart):
-        return draw, score(draw, std), None
-
-
-class FullES(AbstractEvolutionStrategy):
+class FullES(_FreshNoise):
     r"""Evolution strategies on whole episodes: $\hat g = \frac1n \sum_i \frac{L^+ - L^-}{2\sigma^2}\epsilon$, with $L$
     the meta-loss of an episode that begins anew in each estimate.
 
@@ -41,12 +45,6 @@ class FullES(AbstractEvolutionStrategy):
     ??? cite "Source"
         Salimans et al., *Evolution Strategies as a Scalable Alternative to Reinforcement Learning* (arXiv 1703.03864).
     """
-
-    def init_noise(self, draw: PyTree) -> PyTree:
-        return None
-
-    def noise(self, draw, std, carried, restart):
-        return draw, score(draw, std), None
 
     def _run(self, learner: Any, pair: Any, inner: InnerState, *, key: PRNGKeyArray) -> PairOutput:
         start_key, key = jax.random.split(key)
@@ -76,9 +74,8 @@ class ESSingle(AbstractEvolutionStrategy):
     L_w^-}{2\sigma^2}\epsilon$ in each of its windows $w$.
 
     Averaged over an episode's windows this is an unbiased estimate of the gradient of the smoothed meta-loss, whose
-    variance does not grow with the number of windows where windows' losses agree, unlike that of
-    [`lo_components.estimators.PES`][]. Noise is drawn anew exactly where an episode begins. A standard deviation that
-    changes takes effect with the next episode. Arguments are those of
+    variance does not depend on the number of windows where their losses agree. Noise is drawn anew exactly where an
+    episode begins. A standard deviation that changes takes effect with the next episode. Arguments are those of
     [`lo_components.estimators.AbstractEvolutionStrategy`][].
 
     ??? cite "Source"
@@ -86,8 +83,8 @@ class ESSingle(AbstractEvolutionStrategy):
         Li et al., *Noise-Reuse in Online Evolution Strategies* (arXiv 2304.12180).
     """
 
-    def init_noise(self, draw: PyTree) -> PyTree:
-        return draw, self._std_after(jnp.zeros((), jnp.int32))
+    def init_noise(self, draw, std):
+        return draw, std
 
     def noise(self, draw, std, carried, restart):
         noise, std = carried = _tree.where(restart, (draw, std), carried)

@@ -67,12 +67,13 @@ class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
             raise ValueError(f"`counterpart` must be 'antithetic' or 'unperturbed', got {self.counterpart!r}.")
 
     @abc.abstractmethod
-    def init_noise(self, draw: PyTree) -> PyTree:
+    def init_noise(self, draw: PyTree, std: Float[Array, ""]) -> PyTree:
         """What a pair's noise carries before the first window.
 
         **Arguments:**
 
-        - `draw`: noise.
+        - `draw`: noise of deviation `std`.
+        - `std`: in the first window.
         """
 
     @abc.abstractmethod
@@ -98,7 +99,7 @@ class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
         def one(index):
             pair_key = jax.random.fold_in(key, index)
             draw = _draw(theta, std, key=jax.random.split(pair_key, 3)[2])
-            return stacked(self.unroll.init(learner, key=pair_key)), self.init_noise(draw)
+            return stacked(self.unroll.init(learner, key=pair_key)), self.init_noise(draw, std)
 
         return EvolutionState(*jax.vmap(one)(jnp.arange(self.num_pairs)), windows)
 

@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from ._evolution import AbstractEvolutionStrategy, score
 
@@ -22,7 +21,7 @@ class PES(AbstractEvolutionStrategy):
         Evolution Strategies* (arXiv 2112.13835), equation 9 and algorithm 2.
     """
 
-    def init_noise(self, draw: PyTree) -> PyTree:
+    def init_noise(self, draw, std):
         return jax.tree.map(lambda e: jnp.zeros(e.shape, jnp.float32), draw)
 
     def noise(self, draw, std, carried, restart):

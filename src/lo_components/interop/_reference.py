@@ -92,46 +92,19 @@ def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer
     return _filled_without_decays(optimizer, theta)
 
 
-def _lopt_a(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-    known, _ = _aggregator_config(config, _LOPT)
-    return LearnedAggregator(_filled_with_decays(recipes.lopt_a(key=jax.random.key(0), **known).optimizer, theta))
+def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, Any], filled: Callable) -> Callable:
+    """What makes an aggregator of one kind; those that see every worker's delta are made for a number of workers."""
 
+    def make(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
+        known = _with_defaults(config, defaults)
+        for name in ("with_all_grads", "with_avg"):
+            if (value := known.pop(name)) != defaults[name]:
+                raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
+        num_workers = known.pop("K")
+        workers = (num_workers,) if defaults["with_all_grads"] else ()
+        return LearnedAggregator(filled(recipe(*workers, key=jax.random.key(0), **known).optimizer, theta))
 
-def _lagg_a(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-    known, num_workers = _aggregator_config(config, _LAGG)
-    aggregator = recipes.lagg_a(num_workers, key=jax.random.key(0), **known)
-    return LearnedAggregator(_filled_with_decays(aggregator.optimizer, theta))
-
-
-def _lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-    known, _ = _aggregator_config(config, _LOPT)
-    return LearnedAggregator(_filled_without_decays(recipes.lopt(key=jax.random.key(0), **known).optimizer, theta))
-
-
-def _lagg(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-    known, num_workers = _aggregator_config(config, _LAGG)
-    aggregator = recipes.lagg(num_workers, key=jax.random.key(0), **known)
-    return LearnedAggregator(_filled_without_decays(aggregator.optimizer, theta))
-
-
-def _aggregator_config(config: dict[str, Any], defaults: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """What recipes take, and the number of workers."""
-    known = _with_defaults(config, defaults)
-    for name in ("with_all_grads", "with_avg"):
-        if (value := known.pop(name)) != defaults[name]:
-            raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
-    return known, known.pop("K")
-
-
-_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {
-    "small_fc_lopt": _small_fc_lopt,
-    "mulo": _mulo,
-    "mlp_lopt": _mlp_lopt,
-    "lagg_a": _lagg_a,
-    "lopt_a": _lopt_a,
-    "lagg": _lagg,
-    "lopt": _lopt,
-}
+    return make
 
 
 def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -172,3 +145,14 @@ def _filled(optimizer: LearnedOptimizer, where: Callable, names: list[str], thet
             raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
         arrays.append(array.astype(jnp.float32))
     return eqx.tree_at(where, optimizer, arrays)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {
+    "small_fc_lopt": _small_fc_lopt,
+    "mulo": _mulo,
+    "mlp_lopt": _mlp_lopt,
+    "lagg_a": _aggregator(recipes.lagg_a, _LAGG, _filled_with_decays),
+    "lopt_a": _aggregator(recipes.lopt_a, _LOPT, _filled_with_decays),
+    "lagg": _aggregator(recipes.lagg, _LAGG, _filled_without_decays),
+    "lopt": _aggregator(recipes.lopt, _LOPT, _filled_without_decays),
+}

@@ -1,7 +1,9 @@
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._tree import path_name
 from .._types import typechecked
@@ -64,24 +66,28 @@ def evaluate(
 
 @eqx.filter_jit
 def _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key):
-    inner = GradientStep()
-
     def run(index):
-        init_key, steps_key = jax.random.split(jax.random.fold_in(key, index))
-        params = task.init(key=init_key)
+        seed_key = jax.random.fold_in(key, index)
+        return _trained(task, optimizer, num_steps, lambda loss, before, after: loss, key=seed_key)
 
-        def step(carry, key):
-            params, learner_state = carry
-            loss, params, learner_state = inner.step(
-                optimizer, task, params, learner_state, jnp.asarray(num_steps, jnp.int32), key=key
-            )
-            return (params, learner_state), loss
+    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
 
-        start = (params, inner.init(optimizer, params))
-        return jax.lax.scan(step, start, jax.random.split(steps_key, num_steps))[1]
 
-    # Not even a batch of one, where seeds go one by one: convolutions with batched weights are slow on CPUs.
-    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=None if seeds_at_once == 1 else seeds_at_once)
+def _trained(
+    task: AbstractTask, optimizer: AbstractOptimizer, num_steps: int, observe: Callable, *, key: PRNGKeyArray
+) -> PyTree:
+    """What `observe(loss, params before, params after)` sees at each step of training from scratch."""
+    inner = GradientStep()
+    init_key, steps_key = jax.random.split(key)
+    params = task.init(key=init_key)
+    total = jnp.asarray(num_steps, jnp.int32)
+
+    def step(carry, key):
+        before, state = carry
+        loss, after, state = inner.step(optimizer, task, before, state, total, key=key)
+        return (after, state), observe(loss, before, after)
+
+    return jax.lax.scan(step, (params, inner.init(optimizer, params)), jax.random.split(steps_key, num_steps))[1]
 
 
 @typechecked
@@ -106,18 +112,8 @@ def step_sizes(
 
 @eqx.filter_jit
 def _step_sizes(task, optimizer, num_steps, key):
-    inner = GradientStep()
-    init_key, steps_key = jax.random.split(key)
-    params = task.init(key=init_key)
+    def sizes(loss, before, after):
+        moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, before)
+        return {path_name(p): jnp.sqrt(jnp.mean(jnp.square(x))) for p, x in jax.tree_util.tree_leaves_with_path(moves)}
 
-    def step(carry, key):
-        params, state = carry
-        _, after, state = inner.step(optimizer, task, params, state, jnp.asarray(num_steps, jnp.int32), key=key)
-        moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, params)
-        sizes = [
-            (path_name(path), jnp.sqrt(jnp.mean(jnp.square(move))))
-            for path, move in jax.tree_util.tree_leaves_with_path(moves)
-        ]
-        return (after, state), dict(sizes)
-
-    return jax.lax.scan(step, (params, inner.init(optimizer, params)), jax.random.split(steps_key, num_steps))[1]
+    return _trained(task, optimizer, num_steps, sizes, key=key)

@@ -184,4 +184,4 @@ def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:
     """Zero, with a gradient of standard normal noise."""
     noise = _tree.normal_like(params, key=key)
     products = jax.tree.map(lambda p, e: jnp.sum((p - jax.lax.stop_gradient(p)) * e, dtype=jnp.float32), params, noise)
-    return sum(jax.tree.leaves(products), jnp.float32(0.0))
+    return jax.tree.reduce(jnp.add, products, jnp.float32(0.0))

@@ -57,9 +57,7 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        batch_key, loss_key = jax.random.split(key)
-        batch = task.batch(key=batch_key)
-        loss, grads = jax.value_and_grad(task.loss)(params, batch, key=loss_key)
+        loss, grads = _loss_and_grads(task, params, key=key)
         optimizer = learner if task.update_scales is None else Scaled(learner, task.update_scales)
         context = StepContext(loss=loss, num_steps=num_steps)
         updates, learner_state = optimizer.update(grads, learner_state, params, context=context)
@@ -129,9 +127,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
 
         def step(i, carry):
             first_loss, params, state = carry
-            batch_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
-            batch = task.batch(key=batch_key, worker=worker)
-            loss, grads = jax.value_and_grad(task.loss)(params, batch, key=loss_key)
+            loss, grads = _loss_and_grads(task, params, worker=worker, key=jax.random.fold_in(key, i))
             context = StepContext(loss=loss, num_steps=self.local_steps)
             updates, state = self.local_optimizer.update(grads, state, params, context=context)
             first_loss = jnp.where(i == 0, loss.astype(jnp.float32), first_loss)
@@ -140,3 +136,12 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         carry = (jnp.zeros((), jnp.float32), start, self.local_optimizer.init(start))
         loss, end, _ = jax.lax.fori_loop(0, self.local_steps, step, carry)
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
+
+
+def _loss_and_grads(
+    task: AbstractTask, params: Params, *, worker: Int[Array, ""] | None = None, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Params]:
+    """Of a batch drawn for this step."""
+    batch_key, loss_key = jax.random.split(key)
+    batch = task.batch(key=batch_key, worker=worker)
+    return jax.value_and_grad(task.loss)(params, batch, key=loss_key)
