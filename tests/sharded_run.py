@@ -1,7 +1,7 @@
 """Meta-training of a tiny learner on meshes of virtual CPU devices, for `test_sharding.py`, in fresh processes.
 
 `python sharded_run.py meshes` prints JSON; `python sharded_run.py process INDEX ADDRESS` is one of two processes, which
-print JSON and go on training.
+print JSON and go on training; with a folder and a number of meta-steps they train so many, with checkpoints there.
 """
 
 import functools
@@ -21,7 +21,7 @@ MESHES = {
 }
 
 
-def start(mode: str, index: str = "0", address: str = "") -> None:
+def start(mode: str, index: str = "0", address: str = "", folder: str = "", num_steps: str = "") -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES[mode]}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
@@ -31,7 +31,10 @@ def start(mode: str, index: str = "0", address: str = "") -> None:
     if mode == "process":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, 2, int(index), heartbeat_timeout_seconds=10)
-        run_process()
+        if folder:
+            run_with_checkpoints(folder, int(num_steps))
+        else:
+            run_process()
     else:
         print(json.dumps(run_meshes()))
 
@@ -179,6 +182,24 @@ def run_process() -> None:
 
     print(json.dumps([x.tolist() for x in jax.tree.leaves(train(STEPS))]), flush=True)
     train(10**8)
+
+
+def run_with_checkpoints(folder: str, num_steps: int) -> None:
+    """A run that goes on from its newest checkpoint, if there is one."""
+    import jax
+
+    import lo_components as loc
+    from lo_components.sharding import make_mesh
+
+    loc.meta.meta_train(
+        learner(),
+        estimator(make_mesh()),
+        optimizer(),
+        num_steps,
+        checkpoints=loc.meta.Checkpoints(folder, {}, every=5),
+        progress=None,
+        key=jax.random.key(1),
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 SCRIPT = Path(__file__).parent / "sharded_run.py"
 PAIRS = 56
@@ -82,8 +83,8 @@ def test_initial_state_is_computed_where_it_lies(runs):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("devices", "`particles` x `batch` x `fsdp` is 3 x 1 x 1 = 3, but there are 8 devices. Choose sizes"),
-        ("rest", "is 2 x 3 x 1 = 6, but there are 8 devices"),
+        ("devices", "`workers` x `batch` x `fsdp` is 3 x 1 x 1 x 1 = 3, but there are 8 devices. Choose sizes"),
+        ("rest", "is 2 x 1 x 3 x 1 = 6, but there are 8 devices"),
         ("size", "`fsdp` must be at least 1, got 0."),
         (
             "pairs",
@@ -98,21 +99,28 @@ def test_sizes_that_do_not_fit_are_refused(runs, name, words):
     assert words in runs["errors"][name]
 
 
-@pytest.fixture
-def processes(tmp_path):
-    """Two processes with two devices each, that train together without end, and the theta that each printed first."""
+@contextlib.contextmanager
+def two_processes(scratch, *arguments):
+    """Two processes with two devices each that run together, and the files with what they say of errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with contextlib.ExitStack() as stack:
         started, logs = [], []
         for i in range(2):
-            logs.append(tmp_path / f"stderr-{i}")
-            command = [sys.executable, SCRIPT, "process", str(i), address]
+            logs.append(scratch / f"stderr-{i}")
+            command = [sys.executable, SCRIPT, "process", str(i), address, *arguments]
             stderr = stack.enter_context(logs[i].open("w"))
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
             started.append(stack.enter_context(process))
             stack.callback(process.kill)
+        yield started, logs
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """Two processes that train together without end, and the theta that each printed first."""
+    with two_processes(tmp_path) as (started, logs):
         # Gloo writes to the standard output as well.
         lines = [next((line for line in process.stdout if line.startswith("[[")), None) for process in started]
         assert all(lines), [log.read_text() for log in logs]
@@ -135,6 +143,55 @@ def test_two_processes_are_one_run_and_end_together(runs, processes, victim):
     assert "another task died" in logs[1 - victim].read_text()
 
 
+NUM_STEPS = 400
+
+
+def train_to_the_end(scratch, folder):
+    with two_processes(scratch, str(folder), str(NUM_STEPS)) as (started, logs):
+        assert [p.wait(timeout=300) for p in started] == [0, 0], [log.read_text() for log in logs]
+
+
+def newest_step(folder):
+    return max(
+        (int(path.stem.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*.safetensors")), default=0
+    )
+
+
+def last_arrays(folder):
+    data = safetensors.numpy.load_file(folder / f"checkpoint-{NUM_STEPS:08d}.safetensors")
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in data.items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What two processes that nobody disturbs end with."""
+    scratch = tmp_path_factory.mktemp("uninterrupted")
+    train_to_the_end(scratch, scratch / "run")
+    return last_arrays(scratch / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_processes_of_which_one_was_killed_continue_to_the_same_bits(uninterrupted, tmp_path, victim):
+    folder = tmp_path / "run"
+    with two_processes(tmp_path, str(folder), str(NUM_STEPS)) as (started, logs):
+        deadline = time.monotonic() + 300
+        while newest_step(folder) < 20:
+            assert [p.poll() for p in started] == [None, None], [log.read_text() for log in logs]
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        started[victim].kill()
+        assert started[1 - victim].wait(timeout=60) != 0
+    reached = newest_step(folder)
+    print(
+        f"Process {victim} was killed; the newest checkpoint was then that after {reached} of {NUM_STEPS} meta-steps."
+    )
+    assert 20 <= reached < NUM_STEPS
+    train_to_the_end(tmp_path, folder)
+    assert last_arrays(folder) == uninterrupted
+    assert any(name.startswith("learner/") for name in uninterrupted)
+
+
 def test_wrappers_on_one_device():
     """The wrappers hand everything else through, outside of `jit` as well."""
     import jax.numpy as jnp
@@ -145,7 +202,7 @@ def test_wrappers_on_one_device():
     from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert dict(mesh.shape) == {"particles": 1, "batch": 1, "fsdp": 1}
+    assert dict(mesh.shape) == {"particles": 1, "workers": 1, "batch": 1, "fsdp": 1}
     task = LinearRegression(jnp.arange(2.0), jnp.ones(2), update_scales=2.0, max_loss=3.0)
     sharded = BatchSharded(task, mesh)
     assert (sharded.update_scales, sharded.max_loss) == (2.0, 3.0)
