@@ -24,7 +24,7 @@ RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
 STEPS = 3
 
 
-def make_task(model: str, parametrization, base_width: int | None):
+def make_task(model: str, norm: str, parametrization, base_width: int | None):
     """From a width to a task. Everything but the width stays."""
     common = dict(parametrization=parametrization, base_width=base_width)
     if model == "transformer":
@@ -37,7 +37,7 @@ def make_task(model: str, parametrization, base_width: int | None):
         "mlp": lambda width: loc.tasks.mlp_classification(dataset, width=width, depth=3, batch_size=64, **common),
         "cnn": lambda width: loc.tasks.cnn_classification(dataset, width=width, batch_size=64, **common),
         "resnet": lambda width: loc.tasks.resnet_classification(
-            dataset, width=width, blocks=(1, 1), batch_size=32, **common
+            dataset, width=width, blocks=(1, 1), norm=norm, batch_size=32, **common
         ),
         "vit": lambda width: loc.tasks.vit_classification(
             dataset, width=width, patch_size=4, depth=2, heads=4, batch_size=32, **common
@@ -62,6 +62,7 @@ def main(
     hidden_size: int = 4,
     widths: tuple[int, ...] = (64, 128, 256, 512),
     num_seeds: int = 3,
+    norm: str = "group",
     out: Path = Path("coordinate_check.png"),
     smoke: bool = False,
 ) -> None:
@@ -74,7 +75,7 @@ def main(
         base_width = widths[0] if optimizer == "sgd" else None
         for name, parametrization in (("SP", SP()), ("muP", MuP(update_rule=rule))):
             checks[f"{name}, {optimizer}"] = check = loc.tasks.coordinate_check(
-                make_task(model, parametrization, base_width),
+                make_task(model, norm, parametrization, base_width),
                 make_optimizer(optimizer, weights, hidden_size),
                 widths=widths,
                 num_steps=steps,
@@ -97,6 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))
     parser.add_argument("--num-seeds", type=int, default=3)
+    parser.add_argument("--norm", choices=("group", "batch"), default="group", help="of the ResNet (default: group)")
     parser.add_argument("--out", type=Path, default=Path("coordinate_check.png"))
     parser.add_argument("--smoke", action="store_true", help="everything in small")
     try:

@@ -110,8 +110,9 @@ def _built(name: str, width: int, parametrization, base_width: int | None, **siz
         return tasks.mlp_classification(_vectors(), **(dict(depth=3) | sizes), **common)
     if name == "cnn":
         return tasks.cnn_classification(images(), **common)
-    if name == "resnet":
-        return tasks.resnet_classification(images(), blocks=(1, 1), **common)
+    if name in ("resnet", "resnet, batch norm"):
+        norm = "batch" if name.endswith("batch norm") else "group"
+        return tasks.resnet_classification(images(), blocks=(1, 1), norm=norm, **common)
     if name == "vit":
         return tasks.vit_classification(images(), patch_size=4, depth=2, heads=2, **common)
     return tasks.language_modeling(_tokens(), depth=2, heads=2, positions=True, **common)

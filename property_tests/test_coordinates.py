@@ -163,6 +163,16 @@ def test_wide_networks_under_mup(name, optimizer):
 
 
 @pytest.mark.slow
+def test_without_groups_a_resnet_is_near_its_limit_from_narrow_widths_with_sgd():
+    """Groups of 4 channels, at width 64, are what the ResNet with group normalization is far from its limit for."""
+    under_mup, _, parametrization = OPTIMIZERS["SGD"]
+    sizes = dict(widths=(64, 128, 256), num_steps=3, num_seeds=12)
+    check = coordinate_check("resnet, batch norm", parametrization, under_mup, seed=0, **sizes)
+    print(f"\nresnet, batch norm, SGD, muP, step 3\n{check.table(2)}")
+    assert_no_layer_depends_on_the_width(check, 2, 0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_networks_under_sp(name, optimizer):
