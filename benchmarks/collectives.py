@@ -16,6 +16,13 @@ def collectives(hlo: str) -> list[dict]:
     return [{"kind": m["kind"], "bytes": sum(map(_bytes, _ARRAY.finditer(m["shape"])))} for m in _CALL.finditer(hlo)]
 
 
+def bytes_sent(found: list[dict], devices: int) -> float:
+    """What each of so many devices sends in these operations, where they form a ring."""
+    rounds = {"all-reduce": 2, "all-gather": 1, "all-to-all": 1, "reduce-scatter": devices}
+    share = (devices - 1) / devices
+    return sum(c["bytes"] * (rounds[c["kind"]] * share if c["kind"] in rounds else 1) for c in found)
+
+
 def leading_sizes(hlo: str) -> set[int]:
     """The sizes of the leading axes of all arrays with two axes or more."""
     shapes = (m["sizes"].split(",") for m in _ARRAY.finditer(hlo))

@@ -11,11 +11,19 @@ import pytest
 from helpers import assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
-from lo_components import heads, recipes
-from lo_components.aggregators import AbstractAggregator, LearnedAggregator, Mean, OuterOptimizer, SlowMo
+from lo_components import aggregators, heads, recipes
+from lo_components.aggregators import (
+    AbstractMaskedAggregator,
+    LearnedAggregator,
+    Mean,
+    OuterOptimizer,
+    Scaled,
+    Screened,
+    SlowMo,
+)
 from lo_components.estimators import PES
-from lo_components.features import Gradient
-from lo_components.optimizers import SGD, LearnedOptimizer, OptaxOptimizer
+from lo_components.features import Gradient, PooledWorkerDeltas, TensorView
+from lo_components.optimizers import SGD, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.steps import Direction
 from lo_components.tasks import AbstractTask, Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
@@ -106,11 +114,12 @@ def test_the_learned_pipeline_is_fed_the_mean_delta_as_it_is(params, deltas):
     assert_close(update, jax.tree.map(lambda d: -0.5 * jnp.mean(d, axis=0), deltas), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Mean", "LOpt-A", "LAgg-A"])
+@pytest.mark.parametrize("name", ["Mean", "LOpt-A", "pooled LAgg-A", "LAgg-A"])
 def test_only_aggregators_that_see_each_worker_depend_on_their_order(name, params, deltas):
     aggregator = {
         "Mean": lambda key: Mean(),
         "LOpt-A": lambda key: recipes.lopt_a(hidden_size=4, step_mult=0.1, key=key),
+        "pooled LAgg-A": lambda key: recipes.pooled_lagg_a(hidden_size=4, step_mult=0.1, key=key),
         "LAgg-A": lambda key: recipes.lagg_a(WORKERS, hidden_size=4, step_mult=0.1, key=key),
     }[name](jax.random.key(0))
     permuted = jax.tree.map(lambda d: d[jnp.array([2, 0, 3, 1])], deltas)
@@ -127,6 +136,76 @@ def test_another_number_of_workers_is_refused_by_name(params, deltas):
     with pytest.raises(ValueError, match="`WorkerDeltas` needs the workers' deltas"):
         grads = jax.tree.map(lambda d: d[0], deltas)
         aggregator.optimizer.update(grads, aggregator.optimizer.init(params), params)
+
+
+def test_a_pooled_embedding_tells_agreement_from_disagreement_and_takes_any_number_of_workers():
+    feature = PooledWorkerDeltas(3, key=jax.random.key(0))
+
+    def channels(deltas):
+        deltas = jnp.asarray(deltas)[:, None]
+        mean = jnp.mean(deltas, axis=0)
+        return feature(TensorView(mean, mean, (), jnp.asarray(0), deltas=deltas))[0].values[:, 0]
+
+    # By hand: means over workers of max(0, a d + b mean).
+    a, b, deltas = feature.worker, feature.mean, np.array([3.0, -1.0])
+    expected = [np.mean([max(0.0, a[j] * d + b[j] * 1.0) for d in deltas]) for j in range(3)]
+    np.testing.assert_allclose(channels(deltas), expected, rtol=1e-5)
+    np.testing.assert_allclose(channels(np.repeat(deltas, 3)), expected, rtol=1e-5)
+    assert np.max(np.abs(channels([1.0, 1.0]) - channels(deltas))) > 0.1
+
+
+def test_a_scaled_aggregators_update_is_multiplied_leaf_by_leaf(params, deltas):
+    scales = {name: float(i + 2) for i, name in enumerate(params)}
+    plain, _ = Mean().aggregate(deltas, Mean().init(params), params)
+    scaled = Scaled(Mean(), scales)
+    update, _ = scaled.aggregate(deltas, scaled.init(params), params)
+    assert_close(update, {name: scales[name] * plain[name] for name in params}, rtol=1e-6)
+    with pytest.raises(ValueError, match="`scales` must have one float per leaf of `params`"):
+        Scaled(Mean(), {"w": 1.0}).init(params)
+
+
+def screened_share(deltas, **context):
+    deltas = {"a": jnp.asarray(deltas, jnp.float32)[:, None], "b": jnp.zeros((len(deltas), 0))}
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(0)}
+    aggregator = Screened(Mean())
+    context = StepContext(**context)
+    update, state = eqx.filter_jit(aggregator.aggregate)(deltas, aggregator.init(params), params, context=context)
+    return float(update["a"][0]), float(state.used)
+
+
+def test_workers_with_far_larger_deltas_are_left_out_and_reported():
+    assert screened_share([1.0, 100.0, 2.0, -3.0]) == (0.0, 0.75)
+    # Of two, the smaller is believed; of none but large ones, all are.
+    assert screened_share([1.0, -11.0]) == (1.0, 0.5)
+    assert screened_share([1e30, -1e30]) == (0.0, 1.0)
+    assert screened_share([0.0, 0.0]) == (0.0, 1.0)
+    # The norm of workers that are absent or not finite does not count.
+    assert screened_share([1.0, jnp.nan, 100.0, 0.001], present=jnp.array([True, True, True, False])) == (1.0, 0.25)
+    assert screened_share([jnp.inf, jnp.nan]) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="`max_ratio` must be at least 1, got 0.5"):
+        Screened(Mean(), 0.5)
+
+
+def test_screening_goes_by_the_norm_over_all_tensors(params):
+    deltas = jax.tree.map(lambda p: jnp.ones((WORKERS, *p.shape)), params)
+    # Larger in one tensor than all else together, but by less than the ratio.
+    count = sum(p.size for p in params.values())
+    for factor, share in ((9.0, 1.0), (11.0, 0.75)):
+        scale = {name: d.at[1].multiply(factor) for name, d in deltas.items()}
+        _, state = Screened(Mean()).aggregate(scale, Mean().init(params), params)
+        assert state.used == share
+    one = {**deltas, "w": deltas["w"].at[1].multiply(9.0 * np.sqrt(count / params["w"].size))}
+    _, state = Screened(Mean()).aggregate(one, Mean().init(params), params)
+    assert state.used == 1.0
+
+
+def test_a_round_costs_what_a_ring_sends():
+    params = {"a": jnp.zeros((3, 5)), "b": jnp.zeros(2, jnp.bfloat16)}
+    cost = aggregators.round_cost(params, 4, local_steps=3, batch_size=32)
+    assert cost == aggregators.RoundCost(2 * 64 * 3 / 4, 3, 4 * 3 * 32)
+    assert aggregators.round_cost(params, 1).bytes_sent == 0.0
+    with pytest.raises(ValueError, match="`local_steps` must be at least 1, got 0"):
+        aggregators.round_cost(params, 4, local_steps=0)
 
 
 # Rounds.
@@ -186,7 +265,7 @@ def test_the_local_optimizer_starts_anew_in_each_round():
     np.testing.assert_allclose(twice - POINTS[0], 0.72**2 * (START - POINTS[0]), rtol=1e-5)
 
 
-class Recording(AbstractAggregator):
+class Recording(AbstractMaskedAggregator):
     """The mean, with a state of all that the aggregator was given."""
 
     num_workers: int = eqx.field(static=True)
@@ -226,6 +305,18 @@ def test_a_diverging_worker_is_left_out_and_reported():
     _, params, state = one_round(LocalRound(2, 1, SGD(0.2)), Mean(), task)
     np.testing.assert_allclose(params, START + 0.2 * (POINTS[0] - START), rtol=1e-5)
     assert state.used == 0.5
+
+
+def test_workers_take_part_with_the_probability_that_is_asked_for():
+    inner = LocalRound(40, 1, SGD(0.1), participation=0.7)
+    keys = jax.random.split(jax.random.key(3), 50)
+    used = jax.jit(jax.vmap(lambda key: one_round(inner, Mean(), Noisy(), key=key)[2].used))(keys)
+    # Each is a mean over 40 workers; five standard errors.
+    np.testing.assert_allclose(np.mean(used), 0.7, atol=5 * np.sqrt(0.21 / 2000))
+    np.testing.assert_allclose(np.std(used), np.sqrt(0.21 / 40), rtol=0.5)
+    for wrong in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="`participation` must be above 0 and at most 1"):
+            LocalRound(2, 1, participation=wrong)
 
 
 def test_another_number_of_local_steps_is_not_traced_again():

@@ -3,13 +3,23 @@ import os
 import struct
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from meta_helpers import toy_images
 
-from lo_components.data import digits, fashion_mnist, image_dataset, read_idx, sample_batch, take_batch
+from lo_components.data import (
+    digits,
+    dirichlet_shards,
+    fashion_mnist,
+    image_dataset,
+    read_idx,
+    sample_batch,
+    split_off,
+    take_batch,
+)
 
 NAMES = {
     "train-images-idx3-ubyte": 3,
@@ -283,3 +293,60 @@ def test_a_batch_is_a_function_of_the_key_also_under_jit():
     np.testing.assert_allclose(jitted[0], first[0], rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(jitted[1], first[1])
     assert np.any(np.asarray(first[1]) != np.asarray(other[1]))
+
+
+def dealt(concentration, **options):
+    return dirichlet_shards(digits(), 4, concentration=concentration, **options)
+
+
+def test_training_examples_are_dealt_out_to_workers_each_to_one():
+    dataset = dealt(0.5)
+    shards = dataset.shards
+    assert sorted(np.asarray(shards.index)) == list(range(len(dataset.splits["train"].labels)))
+    np.testing.assert_array_equal(shards.start, np.concatenate([[0], np.cumsum(shards.count)[:-1]]))
+    assert shards.count.sum() == len(shards.index) and shards.count.min() >= 10
+    np.testing.assert_array_equal(dealt(0.5).shards.index, shards.index)
+    assert not np.array_equal(dealt(0.5, seed=1).shards.index, shards.index)
+
+
+def test_a_workers_batches_come_from_its_shard_alone():
+    dataset = dealt(0.5)
+    labels = np.asarray(dataset.splits["train"].labels)
+    sample = eqx.filter_jit(
+        lambda worker, split: sample_batch(dataset, 4000, split=split, worker=worker, key=jax.random.key(0))[1]
+    )
+    for worker in range(4):
+        start, count = int(dataset.shards.start[worker]), int(dataset.shards.count[worker])
+        own = labels[np.asarray(dataset.shards.index)[start : start + count]]
+        share = np.bincount(sample(jnp.asarray(worker), "train"), minlength=10) / 4000
+        # Five standard errors of a share of 4,000 draws.
+        np.testing.assert_allclose(share, np.bincount(own, minlength=10) / count, atol=5 * np.sqrt(0.25 / 4000))
+    np.testing.assert_array_equal(sample(jnp.asarray(5), "train"), sample(jnp.asarray(1), "train"))
+    everyone = sample_batch(dataset, 4000, split="test", key=jax.random.key(0))[1]
+    np.testing.assert_array_equal(sample(jnp.asarray(0), "test"), everyone)
+
+
+def test_shares_of_classes_are_those_of_a_dirichlet_distribution():
+    """A share of Dirichlet(a, ..., a) over K workers has variance (K - 1) / (K^2 (K a + 1))."""
+    for concentration in (0.3, 30.0):
+        shares = []
+        for seed in range(20):
+            dataset = dealt(concentration, seed=seed, min_size=1)
+            labels = np.asarray(dataset.splits["train"].labels)[np.asarray(dataset.shards.index)]
+            parts = np.split(labels, np.asarray(dataset.shards.start)[1:])
+            shares += [np.bincount(part, minlength=10) / np.bincount(labels, minlength=10) for part in parts]
+        expected = 3 / 16 / (4 * concentration + 1)
+        # 800 shares, of which one class's four depend on each other.
+        np.testing.assert_allclose(np.var(shares), expected, rtol=0.25)
+
+
+def test_shards_that_cannot_be_are_refused():
+    for options, message in (
+        (dict(concentration=0.0), "`concentration` must be positive, got 0.0"),
+        (dict(concentration=1.0, min_size=0), "`min_size` must be at least 1, got 0"),
+        (dict(concentration=1.0, min_size=400), "none gave each of 4 workers `min_size` = 400"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dealt(**options)
+    with pytest.raises(ValueError, match="split off first, then call `dirichlet_shards`"):
+        split_off(dealt(1.0), {"inner_valid": 0.1})

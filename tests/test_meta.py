@@ -25,10 +25,12 @@ from meta_helpers import (
     toy_task,
 )
 
+from lo_components.aggregators import Mean
 from lo_components.estimators import PES
 from lo_components.interop import CheckpointError, load_arrays, save_arrays
 from lo_components.meta import (
     Checkpoints,
+    Evaluation,
     MetaState,
     _checkpoints,
     _loop,
@@ -43,7 +45,7 @@ from lo_components.meta import (
 )
 from lo_components.optimizers import SGD, Adam
 from lo_components.tasks import Quadratic
-from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +222,7 @@ def test_the_last_step_is_logged_and_kept_whatever_the_intervals(tmp_path):
 def test_the_folder_holds_config_log_and_checkpoint(finished):
     folder, learner = finished
     newest = {"checkpoint-00000028.safetensors", "checkpoint-00000030.safetensors"}
-    assert set(contents(folder)) == {"config.json", "log.jsonl", "best.safetensors"} | newest
+    assert set(contents(folder)) == {"config.json", "constants.json", "log.jsonl", "best.safetensors"} | newest
     assert json.loads((folder / "config.json").read_text()) == {"task": "quadratic", "rate": 0.05, "sizes": [1, 2]}
     state = init_meta_state(SGD(jnp.asarray(0.0)), QUADRATIC, OPTIMIZER, key=jax.random.key(9))
     loaded, metadata = load_arrays(folder / "checkpoint-00000030.safetensors", state)
@@ -376,11 +378,12 @@ def test_a_shorter_run_than_the_folder_holds_is_refused(copied):
 CHILD = """
 import sys
 import jax, jax.numpy as jnp, optax
+from lo_components.aggregators import Mean
 from lo_components.estimators import PES
 from lo_components.meta import Checkpoints, meta_train
 from lo_components.optimizers import SGD
 from lo_components.tasks import Quadratic
-from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
 
 estimator = PES(TruncatedUnroll(Quadratic(jnp.asarray([1.0, -2.0, 0.5])), ConstantHorizon(10), 5), num_pairs=2)
 checkpoints = Checkpoints(sys.argv[1], {}, every=50)
@@ -503,7 +506,7 @@ def test_a_folder_with_other_things_is_refused_and_kept(tmp_path):
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "empty").mkdir()
     train(tmp_path / "empty", num_steps=1)
-    assert len(contents(tmp_path / "empty")) == 3  # no whole interval, so nothing is the best
+    assert len(contents(tmp_path / "empty")) == 4  # no whole interval, so nothing is the best
 
 
 def test_a_file_in_place_of_the_folder_is_refused_and_kept(tmp_path):
@@ -599,6 +602,25 @@ def test_final_is_the_mean_of_the_last_steps():
     for last in (0, -2):
         with pytest.raises(ValueError, match=f"`last` must be at least 1, got {last}"):
             curves.final(last)
+
+
+def test_steps_to_a_loss_count_until_the_mean_of_the_last_losses_is_there():
+    losses = jnp.array([[5.0, 4.0, 3.0, 2.0, 1.0, 6.0], [5.0, jnp.nan, 1.0, 1.0, 1.0, 1.0]])
+    evaluation = Evaluation(losses, jnp.array([True, False]))
+    np.testing.assert_array_equal(evaluation.steps_to(2.5, last=2), [4, np.inf])
+    np.testing.assert_array_equal(evaluation.steps_to(3.0, last=5), [5, np.inf])
+    np.testing.assert_array_equal(evaluation.steps_to(5.0, last=1), [1, 1])
+    assert evaluation.steps_to(0.5).tolist() == [np.inf, np.inf]  # with fewer steps than are averaged
+    with pytest.raises(ValueError, match="`last` must be at least 1"):
+        evaluation.steps_to(1.0, last=0)
+
+
+def test_aggregators_are_evaluated_round_by_round():
+    inner = LocalRound(2, 3, SGD(0.1))
+    curves = evaluate(Quadratic(jnp.asarray(START)), Mean(), 5, inner_step=inner, num_seeds=2, key=KEY)
+    # Without noise every worker does the same three steps.
+    steps = evaluate(Quadratic(jnp.asarray(START)), SGD(0.1), 15, num_seeds=2, key=KEY)
+    np.testing.assert_allclose(curves.losses, steps.losses[:, ::3], rtol=1e-5)
 
 
 def test_a_diverging_run_is_reported_and_left_as_it_is():

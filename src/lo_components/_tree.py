@@ -31,6 +31,15 @@ def scaled(factor: Any, x: Any) -> Array:
     return (jnp.asarray(factor, jnp.float32) * x.astype(jnp.float32)).astype(x.dtype)
 
 
+def check_scales(scales: PyTree, params: PyTree) -> None:
+    """Refuse scales that do not have one leaf per leaf of the parameters."""
+    got, expected = jax.tree.structure(scales), jax.tree.structure(params)
+    if got != expected:
+        raise ValueError(
+            f"`scales` must have one float per leaf of `params`, in the same structure: got {got}, expected {expected}."
+        )
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every element of every inexact leaf is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close, normal_tree
 
 from lo_components import aggregators, recipes
-from lo_components.aggregators import LearnedAggregator, Mean, OuterOptimizer, SlowMo
+from lo_components.aggregators import LearnedAggregator, Mean, OuterOptimizer, Scaled, Screened, SlowMo
 from lo_components.optimizers import StepContext
 
 WORKERS = 3
@@ -20,6 +20,8 @@ TABLE = {
     "OuterOptimizer": OuterOptimizer(optax.adam(0.1)),
     "LOpt": recipes.lopt(hidden_size=2, step_mult=0.1, key=jax.random.key(0)),
     "LAgg": recipes.lagg(WORKERS, hidden_size=2, step_mult=0.1, key=jax.random.key(0)),
+    "Scaled": Scaled(SlowMo(0.5), {"w": 2.0, "b": 0.5, "empty": 1.0}),
+    "Screened": Screened(Mean(), max_ratio=100.0),
 }
 every_aggregator = pytest.mark.parametrize("aggregator", TABLE.values(), ids=TABLE)
 

@@ -24,6 +24,7 @@ TABLE = [
     ft.Concat(ft.Momenta(2), ft.RMSNormalized(ft.RowSquares(2)), ft.TimeEmbedding()),
     ft.TimeEmbedding((1.0, 10.0)),
     ft.WorkerDeltas(2),
+    ft.PooledWorkerDeltas(3, key=jax.random.key(0)),
 ]
 every_feature = pytest.mark.parametrize("feature", TABLE, ids=lambda f: type(f).__name__)
 
@@ -84,5 +85,7 @@ def test_zero_gradients_give_finite_channels(feature, shape):
 
 
 @every_feature
-def test_features_hold_no_meta_parameters(feature):
-    assert jax.tree.leaves(eqx.filter(feature, eqx.is_array)) == []
+def test_features_hold_no_meta_parameters_but_an_embeddings(feature):
+    """An array among a feature's constants would be meta-learned."""
+    expected = [(3,), (3,)] if isinstance(feature, ft.PooledWorkerDeltas) else []
+    assert [x.shape for x in jax.tree.leaves(eqx.filter(feature, eqx.is_array))] == expected

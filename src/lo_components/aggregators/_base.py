@@ -32,13 +32,51 @@ class AggregatorState(eqx.Module, Generic[StateT]):
 class AbstractAggregator(eqx.Module, Generic[StateT]):
     r"""Turns the deltas of $K$ workers into one update of the parameters that they share.
 
-    A worker's delta is new minus old, a direction of descent, so the plain update is the mean. A worker is used if it
-    is `present` and every element of its delta is finite. Means are over the workers used; the share of them is
-    reported in the state. A round that can use none gives an update of zeros and leaves the rest of the state as it
-    was.
+    A worker's delta is new minus old, a direction of descent, so the plain update is the mean. Like an optimizer, an
+    aggregator is its meta-parameters: array leaves are meta-learned, Python scalars constants.
 
-    Like an optimizer, an aggregator is its meta-parameters: array leaves are meta-learned, Python scalars constants.
-    Arithmetic is float32. A new aggregator writes `start` and `combine`; callers use `init` and `aggregate`.
+    New ones are made of [`lo_components.aggregators.AbstractMaskedAggregator`][], wrappers of this class.
+    """
+
+    @abc.abstractmethod
+    def init(self, params: Params) -> AggregatorState[StateT]:
+        """The state before the first round.
+
+        **Arguments:**
+
+        - `params`: a pytree of floating-point arrays.
+        """
+
+    @abc.abstractmethod
+    def aggregate(
+        self,
+        deltas: PyTree,
+        state: AggregatorState[StateT],
+        params: Params,
+        *,
+        context: StepContext = StepContext(),
+    ) -> tuple[Params, AggregatorState[StateT]]:
+        """One round.
+
+        **Arguments:**
+
+        - `deltas`: each worker's new parameters minus old ones, each leaf `[workers, *shape]`.
+        - `state`: from `init` or the previous round.
+        - `params`: the parameters that the workers started from.
+        - `context`: `present` says which workers took part; loss and length of training, where features use them.
+
+        **Returns:** the update to add to `params`, in their dtype, and the next state.
+
+        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect.
+        """
+
+
+class AbstractMaskedAggregator(AbstractAggregator[StateT]):
+    r"""An aggregator that uses the workers it can.
+
+    A worker is used if it is `present` and every element of its delta is finite. Means are over the workers used; the
+    share of them is reported in the state. A round that can use none gives an update of zeros and leaves the rest of
+    the state as it was. Arithmetic is float32. A new aggregator writes `start` and `combine`.
     """
 
     @abc.abstractmethod
@@ -68,34 +106,17 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
 
     @typechecked
     def init(self, params: Params) -> AggregatorState:
-        """The state before the first round.
-
-        **Arguments:**
-
-        - `params`: a pytree of floating-point arrays.
-        """
+        """As for every aggregator."""
         return AggregatorState(self.start(params), jnp.ones((), jnp.float32))
 
     @typechecked
     def aggregate(
         self, deltas: PyTree, state: AggregatorState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, AggregatorState]:
-        """One round.
-
-        **Arguments:**
-
-        - `deltas`: each worker's new parameters minus old ones, each leaf `[workers, *shape]`.
-        - `state`: from `init` or the previous round.
-        - `params`: the parameters that the workers started from.
-        - `context`: `present` says which workers took part; loss and length of training, where features use them.
-
-        **Returns:** the update to add to `params`, in their dtype, and the next state.
-
-        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect.
-        """
-        _refuse_unlike(deltas, params, context.present)
+        """As for every aggregator, with `combine` for the workers that can be used."""
+        refuse_unlike(deltas, params, context.present)
         deltas = jax.tree.map(lambda d: jnp.asarray(d).astype(jnp.float32), deltas)
-        used = _usable(deltas, context.present)
+        used = usable(deltas, context.present)
         mean = jax.tree.map(lambda d: _mean(d, used), deltas)
         filled = jax.tree.map(lambda d, m: jnp.where(_along(used, d), d, m[None]), deltas, mean)
         update, inner = self.combine(mean, filled, state.inner, params, context=context)
@@ -105,7 +126,8 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
         return update, AggregatorState(_tree.where(some, inner, state.inner), share)
 
 
-def _usable(deltas: PyTree, present: Bool[Array | np.ndarray, " workers"] | None) -> Bool[Array, "*workers"]:
+def usable(deltas: PyTree, present: Bool[Array | np.ndarray, " workers"] | None) -> Bool[Array, "*workers"]:
+    """Which workers are present and sent nothing but finite numbers."""
     finite = [jnp.all(jnp.isfinite(d), axis=tuple(range(1, d.ndim))) for d in jax.tree.leaves(deltas)]
     return functools.reduce(jnp.logical_and, finite, jnp.asarray(True if present is None else present))
 
@@ -119,7 +141,8 @@ def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) 
     return jnp.sum(jnp.where(_along(used, delta), delta, 0.0), axis=0) / count
 
 
-def _refuse_unlike(deltas: Any, params: Any, present: Any) -> None:
+def refuse_unlike(deltas: Any, params: Any, present: Any) -> None:
+    """Raise what `aggregate` promises to."""
     structures = jax.tree.structure(deltas), jax.tree.structure(params)
     if structures[0] != structures[1]:
         raise ValueError(

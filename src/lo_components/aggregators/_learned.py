@@ -4,10 +4,10 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import LearnedOptimizer, LearnedOptimizerState, StepContext
-from ._base import AbstractAggregator
+from ._base import AbstractMaskedAggregator
 
 
-class LearnedAggregator(AbstractAggregator[LearnedOptimizerState]):
+class LearnedAggregator(AbstractMaskedAggregator[LearnedOptimizerState]):
     r"""The pipeline of a learned optimizer with the mean delta $\bar d$ in place of the gradient.
 
     Accumulators are fed $\bar d$, and [`lo_components.features.Gradient`][] shows it to the head. Nothing is flipped

@@ -2,10 +2,10 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import StepContext
-from ._base import AbstractAggregator
+from ._base import AbstractMaskedAggregator
 
 
-class Mean(AbstractAggregator[None]):
+class Mean(AbstractMaskedAggregator[None]):
     r"""$\Delta p = \bar d = \frac1K \sum_k d_k$: the workers' parameters are averaged. Local SGD, or FedAvg.
 
     ??? cite "Source"

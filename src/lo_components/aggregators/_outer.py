@@ -7,10 +7,10 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import AbstractOptimizer, OptaxOptimizer, StepContext
-from ._base import AbstractAggregator
+from ._base import AbstractMaskedAggregator
 
 
-class OuterOptimizer(AbstractAggregator[Any]):
+class OuterOptimizer(AbstractMaskedAggregator[Any]):
     r"""An optimizer that is given minus the mean delta, $-\bar d$, as gradient.
 
     `optax.sgd(0.7, momentum=0.9, nesterov=True)` is DiLoCo's outer optimizer, `optax.adam` FedAdam (with optax's bias

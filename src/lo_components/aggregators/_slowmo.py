@@ -5,10 +5,10 @@ from jaxtyping import Array, Float, PyTree
 from .. import _tree
 from .._types import Params
 from ..optimizers import StepContext
-from ._base import AbstractAggregator
+from ._base import AbstractMaskedAggregator
 
 
-class SlowMo(AbstractAggregator[PyTree[Float[Array, "..."]]]):
+class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
     r"""Momentum over rounds: $v \leftarrow \beta v + \bar d$, $\Delta p = \alpha v$, with $\bar d$ the mean delta.
 
     The paper divides by the local learning rate $\gamma$ and multiplies by it again,

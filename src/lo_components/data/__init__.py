@@ -9,6 +9,7 @@ from ._idx import read_idx as read_idx
 from ._imagenet import imagenet_downsampled as imagenet_downsampled
 from ._images import ImageDataset as ImageDataset
 from ._images import LabelledImages as LabelledImages
+from ._images import WorkerShards as WorkerShards
 from ._images import image_dataset as image_dataset
 from ._pipeline import AbstractBatchIterator as AbstractBatchIterator
 from ._pipeline import pipeline as pipeline
@@ -20,6 +21,7 @@ from ._sampler import take_batch as take_batch
 from ._sentencepiece import Tokenizer as Tokenizer
 from ._sentencepiece import load_tokenizer as load_tokenizer
 from ._sentencepiece import train_tokenizer as train_tokenizer
+from ._shards import dirichlet_shards as dirichlet_shards
 from ._splits import split_off as split_off
 from ._text import lm1b as lm1b
 from ._text import python_docs as python_docs

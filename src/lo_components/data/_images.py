@@ -13,6 +13,20 @@ class LabelledImages(eqx.Module):
     labels: Int[Array, " n"]
 
 
+class WorkerShards(eqx.Module):
+    """Which training examples belong to which worker.
+
+    **Arguments:**
+
+    - `index`: places in `"train"`, those of the first worker first.
+    - `start`, `count`: where each worker's places begin in `index`, and how many there are.
+    """
+
+    index: Int[Array, " n"]
+    start: Int[Array, " workers"]
+    count: Int[Array, " workers"]
+
+
 class ImageDataset(eqx.Module):
     """Named splits of labelled images, with the statistics that normalize them.
 
@@ -21,12 +35,14 @@ class ImageDataset(eqx.Module):
     - `splits`: at least `"train"`; all images of one shape and dtype, `[height, width]` or `[height, width, channels]`.
     - `num_classes`: labels lie in `[0, num_classes)`.
     - `mean`, `std`: of the training images' pixels: one number, or one for each channel of colour images.
+    - `shards`: where training examples belong to workers, from [`lo_components.data.dirichlet_shards`][].
     """
 
     splits: dict[str, LabelledImages]
     num_classes: int = eqx.field(static=True)
     mean: float | tuple[float, ...] = eqx.field(static=True)
     std: float | tuple[float, ...] = eqx.field(static=True)
+    shards: WorkerShards | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 from typing import TypeVar
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from ._images import ImageDataset, normalize
@@ -11,7 +11,12 @@ SplitT = TypeVar("SplitT")
 
 
 def sample_batch(
-    dataset: ImageDataset, batch_size: int, *, split: str = "train", key: PRNGKeyArray
+    dataset: ImageDataset,
+    batch_size: int,
+    *,
+    split: str = "train",
+    worker: Int[Array, ""] | None = None,
+    key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch ..."], Int[Array, " batch"]]:
     """A batch drawn uniformly with replacement, on the device, normalized after the gather.
 
@@ -20,10 +25,17 @@ def sample_batch(
     - `dataset`: the data set.
     - `batch_size`: the number of examples.
     - `split`: which split to draw from.
+    - `worker`: where training examples belong to workers, whose to draw; more workers than there are shards share them
+        in turn.
     - `key`: for the draw.
     """
-    count = one_split(dataset.splits, split).labels.shape[0]
-    return take_batch(dataset, _sample_index(count, batch_size, key), split=split)
+    shards = dataset.shards
+    if worker is None or shards is None or split != "train":
+        count = one_split(dataset.splits, split).labels.shape[0]
+        return take_batch(dataset, _sample_index(count, batch_size, key), split=split)
+    worker = worker % len(shards.count)
+    place = _sample_index(shards.count[worker].astype(jnp.uint32), batch_size, key).astype(jnp.int32)
+    return take_batch(dataset, shards.index[shards.start[worker] + place])
 
 
 def take_batch(
@@ -72,6 +84,6 @@ def one_split(splits: dict[str, SplitT], split: str) -> SplitT:
     return splits[split]
 
 
-def _sample_index(count: int, batch_size: int, key: PRNGKeyArray) -> Integer[Array, " batch"]:
+def _sample_index(count: int | Integer[Array, ""], batch_size: int, key: PRNGKeyArray) -> Integer[Array, " batch"]:
     # The remainder's bias, at most the set's size over 2**32, is far below what a batch could show.
-    return jax.random.bits(key, (batch_size,), "uint32") % np.uint32(count)
+    return jax.random.bits(key, (batch_size,), "uint32") % jnp.uint32(count)

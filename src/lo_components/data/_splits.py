@@ -25,11 +25,14 @@ def split_off(dataset: DatasetT, fractions: dict[str, float], *, seed: int = 0) 
         `{"inner_valid": 0.1, "outer_valid": 0.1}`.
     - `seed`: for the draw; the order of `fractions` has no influence.
 
-    Raises `ValueError` where a name is taken, a share is not between 0 and 1, or nothing would be left of a split.
+    Raises `ValueError` where a name is taken, a share is not between 0 and 1, nothing would be left of a split, or
+    examples belong to workers already.
     """
     taken = sorted(fractions.keys() & dataset.splits.keys())
     if taken:
         raise ValueError(f"There is a split called {taken[0]!r} already.")
+    if isinstance(dataset, ImageDataset) and dataset.shards is not None:
+        raise ValueError("Training examples belong to workers already: split off first, then call `dirichlet_shards`.")
     if not all(0 < share < 1 for share in fractions.values()):
         raise ValueError(f"`fractions` must be between 0 and 1, got {fractions}.")
     train = dataset.splits["train"]

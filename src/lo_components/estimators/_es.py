@@ -11,7 +11,7 @@ from ._evolution import AbstractEvolutionStrategy, score
 from ._pairs import PairOutput, stacked, unroll_pair
 
 
-class _FreshNoise(AbstractEvolutionStrategy):
+class AbstractFreshNoise(AbstractEvolutionStrategy):
     """Noise that is drawn anew in each estimate, and nothing to carry."""
 
     def init_noise(self, draw, std):
@@ -21,7 +21,7 @@ class _FreshNoise(AbstractEvolutionStrategy):
         return draw, score(draw, std), None
 
 
-class TruncatedES(_FreshNoise):
+class TruncatedES(AbstractFreshNoise):
     r"""Evolution strategies on each window alone: $\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2\sigma^2}\epsilon_w$.
 
     Biased where an episode has more than one window: it ignores what earlier windows' parameters owe to $\theta$.
@@ -34,7 +34,7 @@ class TruncatedES(_FreshNoise):
     """
 
 
-class FullES(_FreshNoise):
+class FullES(AbstractFreshNoise):
     r"""Evolution strategies on whole episodes: $\hat g = \frac1n \sum_i \frac{L^+ - L^-}{2\sigma^2}\epsilon$, with $L$
     the meta-loss of an episode that begins anew in each estimate.
 

@@ -15,5 +15,6 @@ from ._moments import NormalizedMomenta as NormalizedMomenta
 from ._moments import Squares as Squares
 from ._raw import Gradient as Gradient
 from ._raw import Parameter as Parameter
-from ._raw import WorkerDeltas as WorkerDeltas
 from ._time import TimeEmbedding as TimeEmbedding
+from ._workers import PooledWorkerDeltas as PooledWorkerDeltas
+from ._workers import WorkerDeltas as WorkerDeltas

@@ -7,17 +7,18 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._tree import path_name
 from .._types import typechecked
+from ..aggregators import AbstractAggregator
 from ..optimizers import AbstractOptimizer
 from ..tasks import AbstractTask
-from ..unroll import GradientStep
+from ..unroll import AbstractInnerStep, GradientStep
 
 
 class Evaluation(eqx.Module):
-    """Training curves of one optimizer on one task.
+    """Training curves of one learner on one task.
 
     **Arguments:**
 
-    - `losses`: the loss before each step, one row per seed; non-finite values are left as they are.
+    - `losses`: the loss before each step or round, one row per seed; non-finite values are left as they are.
     - `finite`: whether every loss of a seed was finite.
     """
 
@@ -30,28 +31,45 @@ class Evaluation(eqx.Module):
             raise ValueError(f"`last` must be at least 1, got {last}.")
         return jnp.mean(self.losses[..., -last:], axis=-1)
 
+    def steps_to(self, loss: float, last: int = 20) -> Float[Array, "*vmapped seeds"]:
+        """The number of steps, or rounds, after which each seed's mean of the last `last` losses is at most `loss`.
+
+        Infinite where it never is.
+        """
+        if last < 1:
+            raise ValueError(f"`last` must be at least 1, got {last}.")
+        if last > self.losses.shape[-1]:
+            return jnp.full(self.losses.shape[:-1], jnp.inf, jnp.float32)
+        sums = jnp.cumsum(self.losses, axis=-1, dtype=jnp.float32)
+        means = (sums[..., last - 1 :] - jnp.pad(sums, [(0, 0)] * (sums.ndim - 1) + [(1, 0)])[..., :-last]) / last
+        reached = means <= loss
+        steps = jnp.argmax(reached, axis=-1).astype(jnp.float32) + last
+        return jnp.where(jnp.any(reached, axis=-1), steps, jnp.inf)
+
 
 @typechecked
 def evaluate(
     task: AbstractTask,
-    optimizer: AbstractOptimizer,
+    learner: AbstractOptimizer | AbstractAggregator,
     num_steps: int,
     *,
+    inner_step: AbstractInnerStep = GradientStep(),
     num_seeds: int = 3,
     seeds_at_once: int | None = None,
     key: PRNGKeyArray,
 ) -> Evaluation:
-    """Meta-test: train a task from scratch with an optimizer, several seeds at once, in one compiled call.
+    """Meta-test: train a task from scratch with a learner, several seeds at once, in one compiled call.
 
-    A second call with the same task object and sizes, and an optimizer of equal constants, compiles nothing. Seeds
-    depend on `key` and their index alone, so optimizers compared under one key see the same initial parameters and
-    batches.
+    A second call with the same task object and sizes, and a learner of equal constants, compiles nothing. Seeds depend
+    on `key` and their index alone, so learners compared under one key see the same initial parameters, and the same
+    batches where their inner steps are alike.
 
     **Arguments:**
 
-    - `task`: what to train; its update scales are applied around the optimizer.
-    - `optimizer`: any optimizer.
-    - `num_steps`: inner steps.
+    - `task`: what to train; its update scales are applied around the learner.
+    - `learner`: any optimizer, or with a [`lo_components.unroll.LocalRound`][] any aggregator.
+    - `num_steps`: inner steps, or rounds.
+    - `inner_step`: what a step does.
     - `num_seeds`: independent runs.
     - `seeds_at_once`: how many seeds to run side by side; `None`: all of them. Fewer need less memory.
     - `key`: for initial parameters and batches.
@@ -60,34 +78,39 @@ def evaluate(
     for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once).items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    losses = _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key)
+    losses = _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key)
     return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1))
 
 
 @eqx.filter_jit
-def _evaluate(task, optimizer, num_steps, num_seeds, seeds_at_once, key):
+def _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key):
     def run(index):
         seed_key = jax.random.fold_in(key, index)
-        return _trained(task, optimizer, num_steps, lambda loss, before, after: loss, key=seed_key)
+        return _trained(task, learner, num_steps, inner_step, lambda loss, before, after: loss, key=seed_key)
 
     return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
 
 
 def _trained(
-    task: AbstractTask, optimizer: AbstractOptimizer, num_steps: int, observe: Callable, *, key: PRNGKeyArray
+    task: AbstractTask,
+    learner: AbstractOptimizer | AbstractAggregator,
+    num_steps: int,
+    inner_step: AbstractInnerStep,
+    observe: Callable,
+    *,
+    key: PRNGKeyArray,
 ) -> PyTree:
     """What `observe(loss, params before, params after)` sees at each step of training from scratch."""
-    inner = GradientStep()
     init_key, steps_key = jax.random.split(key)
     params = task.init(key=init_key)
     total = jnp.asarray(num_steps, jnp.int32)
 
     def step(carry, key):
         before, state = carry
-        loss, after, state = inner.step(optimizer, task, before, state, total, key=key)
+        loss, after, state = inner_step.step(learner, task, before, state, total, key=key)
         return (after, state), observe(loss, before, after)
 
-    return jax.lax.scan(step, (params, inner.init(optimizer, params)), jax.random.split(steps_key, num_steps))[1]
+    return jax.lax.scan(step, (params, inner_step.init(learner, params)), jax.random.split(steps_key, num_steps))[1]
 
 
 @typechecked
@@ -116,4 +139,4 @@ def _step_sizes(task, optimizer, num_steps, key):
         moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, before)
         return {path_name(p): jnp.sqrt(jnp.mean(jnp.square(x))) for p, x in jax.tree_util.tree_leaves_with_path(moves)}
 
-    return _trained(task, optimizer, num_steps, sizes, key=key)
+    return _trained(task, optimizer, num_steps, GradientStep(), sizes, key=key)

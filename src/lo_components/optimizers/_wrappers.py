@@ -35,24 +35,16 @@ class Scaled(AbstractOptimizer[StateT]):
 
     @typechecked
     def init(self, params: Params) -> StateT:
-        self._check(params)
+        _tree.check_scales(self.scales, params)
         return self.optimizer.init(params)
 
     @checked_update
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
-        self._check(params)
+        _tree.check_scales(self.scales, params)
         updates, state = self.optimizer.update(grads, state, params, context=context)
         return jax.tree.map(_tree.scaled, self.scales, updates), state
-
-    def _check(self, params: Params) -> None:
-        scales, expected = jax.tree.structure(self.scales), jax.tree.structure(params)
-        if scales != expected:
-            raise ValueError(
-                f"`scales` must have one float per leaf of `params`, in the same structure: got {scales}, expected "
-                f"{expected}."
-            )
 
 
 class Clipped(AbstractOptimizer[StateT]):

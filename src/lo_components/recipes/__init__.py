@@ -1,9 +1,10 @@
-"""Published compositions, each with its source."""
+"""Published compositions, each with its source, and their closest relatives."""
 
 from ._aggregators import lagg as lagg
 from ._aggregators import lagg_a as lagg_a
 from ._aggregators import lopt as lopt
 from ._aggregators import lopt_a as lopt_a
+from ._aggregators import pooled_lagg_a as pooled_lagg_a
 from ._optimizers import lolv2 as lolv2
 from ._optimizers import mulo as mulo
 from ._optimizers import small_fc_lopt as small_fc_lopt

@@ -1,3 +1,4 @@
+import jax
 from jaxtyping import PRNGKeyArray
 
 from .. import features as ft
@@ -38,6 +39,47 @@ def lagg_a(
     """
     optimizer = with_factored_features(
         ft.WorkerDeltas(num_workers),
+        hidden_size=hidden_size,
+        hidden_layers=hidden_layers,
+        step_mult=step_mult,
+        exp_mult=exp_mult,
+        momentum_decays=momentum_decays,
+        rms_decay=rms_decay,
+        factored_decays=factored_decays,
+        key=key,
+    )
+    return LearnedAggregator(optimizer)
+
+
+def pooled_lagg_a(
+    *,
+    embedding_size: int = 8,
+    hidden_size: int = 32,
+    hidden_layers: int = 2,
+    step_mult: float = 1e-3,
+    exp_mult: float = 1e-3,
+    momentum_decays: tuple[float, ...] = MOMENTUM_DECAYS,
+    rms_decay: float = RMS_DECAY,
+    factored_decays: tuple[float, ...] = FACTORED_DECAYS,
+    key: PRNGKeyArray,
+) -> LearnedAggregator:
+    """LOpt-A that also sees a pooled embedding of the workers' deltas: for any number of workers, in any order.
+
+    **Arguments:**
+
+    - `embedding_size`: channels of [`lo_components.features.PooledWorkerDeltas`][].
+    - `hidden_size`, `hidden_layers`: of the MLP.
+    - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][].
+    - `momentum_decays`, `rms_decay`, `factored_decays`: initial decay rates, per round; momenta and factored moments
+        must be equally many.
+    - `key`: for the initial weights.
+
+    ??? cite "Source"
+        Not published; between the LOpt-A and the LAgg-A of Joseph, Thérien et al. (arXiv 2312.02204).
+    """
+    embedding_key, key = jax.random.split(key)
+    optimizer = with_factored_features(
+        ft.Concat(ft.Gradient(), ft.PooledWorkerDeltas(embedding_size, key=embedding_key)),
         hidden_size=hidden_size,
         hidden_layers=hidden_layers,
         step_mult=step_mult,

@@ -56,7 +56,7 @@ class ImageClassification(AbstractModelTask[ImageBatch]):
         return 1.5 * math.log(self.dataset.num_classes)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> ImageBatch:
-        return sample_batch(self.dataset, self.batch_size, split=split, key=key)
+        return sample_batch(self.dataset, self.batch_size, split=split, worker=worker, key=key)
 
     def loss(self, params: Params, batch: ImageBatch, *, key: PRNGKeyArray) -> Float[Array, ""]:
         images, labels = batch

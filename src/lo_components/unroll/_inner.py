@@ -5,9 +5,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
-from .. import _tree
+from .. import _tree, aggregators
 from .._types import Params
 from ..aggregators import AbstractAggregator
 from ..optimizers import SGD, AbstractOptimizer, Scaled, StepContext
@@ -15,6 +15,7 @@ from ..tasks import AbstractTask
 from ._horizons import whole
 
 LearnerT = TypeVar("LearnerT")
+WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
 
 
 class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
@@ -72,16 +73,18 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     The task's update scales, where it has any, multiply the aggregator's update, so that a mean is no longer one; for
     scaled local steps wrap the local optimizer in [`lo_components.optimizers.Scaled`][].
 
-    All workers run on one device, as one `vmap`. The number of local steps is an array, so another one compiles nothing
-    anew; the loop that this takes can be differentiated forwards, but not backwards.
+    All workers run on one device, as one `vmap`; [`lo_components.sharding.WorkerSharded`][] spreads them. The number of
+    local steps is an array, so another one compiles nothing anew; the loop that this takes can be differentiated
+    forwards, but not backwards.
 
     **Arguments:**
 
     - `num_workers`: $K$.
     - `local_steps`: $H$.
     - `local_optimizer`: of the local steps; its arrays are constants.
+    - `participation`: the probability with which a worker takes part in a round, drawn anew for each worker and round.
 
-    Raises `ValueError` for fewer than one worker or step.
+    Raises `ValueError` for fewer than one worker or step, or a probability outside $(0, 1]$.
 
     ??? cite "Source"
         *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
@@ -90,12 +93,15 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     num_workers: int = eqx.field(static=True)
     local_steps: Int[Array, ""] = eqx.field(converter=whole)
     local_optimizer: AbstractOptimizer = SGD(0.5)
+    participation: float = eqx.field(default=1.0, static=True)
 
     def __check_init__(self):
         if self.num_workers < 1:
             raise ValueError(f"`num_workers` must be at least 1, got {self.num_workers}.")
         if _tree.known(self.local_steps) and self.local_steps < 1:
             raise ValueError(f"`local_steps` must be at least 1, got {self.local_steps}.")
+        if not 0 < self.participation <= 1:
+            raise ValueError(f"`participation` must be above 0 and at most 1, got {self.participation}.")
 
     def init(self, learner: AbstractAggregator, params: Params) -> PyTree:
         return learner.init(params)
@@ -110,17 +116,45 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        keys = jax.random.split(key, self.num_workers)
-        workers = jnp.arange(self.num_workers, dtype=jnp.int32)
-        losses, deltas = jax.vmap(lambda worker, key: self._local(task, params, worker, key))(workers, keys)
+        losses, deltas = self.local(task, params, *self.workers(key))
+        return self.aggregated(learner, task, params, learner_state, losses, deltas, num_steps, key=key)
+
+    def workers(self, key: PRNGKeyArray) -> tuple[Int[Array, " workers"], WorkerKeys]:
+        """The index and the key of each worker in a round."""
+        return jnp.arange(self.num_workers, dtype=jnp.int32), jax.random.split(key, self.num_workers)
+
+    def local(
+        self, task: AbstractTask, params: Params, workers: Int[Array, " workers"], keys: WorkerKeys
+    ) -> tuple[Float[Array, " workers"], PyTree[Float[Array, "workers ..."]]]:
+        """The local steps of some workers: each one's loss before the first, and its delta."""
+        return jax.vmap(lambda worker, key: self._one(task, params, worker, key))(workers, keys)
+
+    def aggregated(
+        self,
+        learner: AbstractAggregator,
+        task: AbstractTask,
+        params: Params,
+        learner_state: PyTree,
+        losses: Float[Array, " workers"],
+        deltas: PyTree[Float[Array, "workers ..."]],
+        num_steps: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], Params, PyTree]:
+        """What becomes of all workers' losses and deltas: the result of `step`."""
+        present = None
+        if self.participation < 1:
+            # Workers' keys are those of the numbers below `num_workers`.
+            present = jax.random.bernoulli(
+                jax.random.fold_in(key, self.num_workers), self.participation, (self.num_workers,)
+            )
         loss = jnp.mean(losses)
-        context = StepContext(loss=loss, num_steps=num_steps)
-        update, learner_state = learner.aggregate(deltas, learner_state, params, context=context)
-        if task.update_scales is not None:
-            update = jax.tree.map(_tree.scaled, task.update_scales, update)
+        context = StepContext(loss=loss, num_steps=num_steps, present=present)
+        aggregator = learner if task.update_scales is None else aggregators.Scaled(learner, task.update_scales)
+        update, learner_state = aggregator.aggregate(deltas, learner_state, params, context=context)
         return loss, optax.apply_updates(params, update), learner_state
 
-    def _local(
+    def _one(
         self, task: AbstractTask, start: Params, worker: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
         """A worker's loss before its first step, and its delta."""
