@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,17 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from meta_helpers import Drift, Given, assert_identical, quadratic_unroll
+from meta_helpers import START, Drift, Given, assert_identical, quadratic_unroll
 
-from lo_components.estimators import PES
+from lo_components.estimators import PES, Difference, SignOfDifference
 from lo_components.interop import CheckpointError, load_arrays, save_arrays
 from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init_meta_state, meta_train, read_log
 from lo_components.meta._checkpoints import DurableRun
-from lo_components.optimizers import SGD
+from lo_components.meta._constants import constants
+from lo_components.optimizers import SGD, Scaled
+from lo_components.sharding import ParticleSharded, make_mesh
+from lo_components.tasks import Quadratic
+from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +232,95 @@ def test_what_kills_left_behind_is_removed_and_nothing_else(copied, finished):
     before = {path.name for path in copied.iterdir()}
     assert_identical(train(copied), finished[1])
     assert {path.name for path in copied.iterdir()} == before - set(names)
+
+
+# Other constants.
+
+
+def with_constants(
+    folder, *, std=0.01, horizon=10, window=5, step_mult=1.0, shaping=None, scale=None, num_steps=30, wrap=lambda x: x
+):
+    """A run like `train`, with a constant in its learner."""
+    task = Quadratic(jnp.asarray(START), update_scales=scale)
+    unroll = TruncatedUnroll(task, ConstantHorizon(horizon), window)
+    pes = PES(unroll, num_pairs=2, std=std, shaping=shaping or Difference())
+    learner = Scaled(SGD(jnp.asarray(0.01)), step_mult)
+    checkpoints = Checkpoints(folder, {"task": "quadratic"}, every=5)
+    return meta_train(learner, wrap(pes), OPTIMIZER, num_steps, checkpoints=checkpoints, progress=None, key=KEY)
+
+
+OTHERS = {
+    "estimator/std` is 0.01 there, 0.02 here": dict(std=0.02),
+    "estimator/std` is 0.01 there, a function here": dict(std=lambda windows: 0.01),
+    "estimator/unroll/horizon/steps` is 10 there, 20 here": dict(horizon=20),
+    "estimator/unroll/window` is 5 there, 2 here": dict(window=2),
+    "estimator/shaping` is Difference there, SignOfDifference here": dict(shaping=SignOfDifference()),
+    "estimator/unroll/task/update_scales` is None there, 2.0 here": dict(scale=2.0),
+    "learner/scales` is 1.0 there, 3.0 here": dict(step_mult=3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The folder of a run that is not at its end, and the learner at the end of such a run."""
+    folder = tmp_path_factory.mktemp("constants") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        with_constants(folder, num_steps=10)
+        return folder, with_constants(folder.parent / "whole")
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_a_run_is_not_continued_with_other_constants(begun, words):
+    folder = begun[0]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=re.escape(f"other constants (`{words}")):
+        with_constants(folder, **OTHERS[words])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_is_continued_with_the_same_constants_on_other_devices_and_by_other_versions(begun, tmp_path):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for name in ("same", "on a mesh", "new field", "version before"):
+        folder = tmp_path / name
+        shutil.copytree(begun[0], folder)
+        stamp = folder / "constants.json"
+        known = json.loads(stamp.read_text())
+        assert known["estimator/std"] == "0.01" and "learner/optimizer/learning_rate" not in known
+        if name == "new field":
+            stamp.write_text(json.dumps({n: value for n, value in known.items() if n != "estimator/std"}))
+        if name == "version before":
+            stamp.unlink()
+        wrap = (lambda pes: ParticleSharded(pes, mesh)) if name == "on a mesh" else (lambda pes: pes)
+        assert_identical(with_constants(folder, wrap=wrap), begun[1])
+        assert stamp.exists()
+
+
+def test_a_folder_without_checkpoints_takes_other_constants(begun, tmp_path):
+    shutil.copytree(begun[0], tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors"))
+    with_constants(tmp_path / "run", std=0.02, num_steps=5)
+    assert json.loads((tmp_path / "run" / "constants.json").read_text())["estimator/std"] == "0.02"
+
+
+def test_damaged_constants_are_refused(begun, tmp_path):
+    shutil.copytree(begun[0], tmp_path / "run")
+    (tmp_path / "run" / "constants.json").write_text("[")
+    with pytest.raises(FileExistsError, match="constants.json` is damaged. Delete it if"):
+        with_constants(tmp_path / "run")
+
+
+def test_long_sequences_count_by_their_length():
+    named = constants(
+        SGD(0.1), {"names": ("a", "b"), "pieces": list(range(1000)), "table": jnp.ones((2, 3)), "key": KEY}
+    )
+    assert named == {
+        "learner": "SGD",
+        "learner/learning_rate": "0.1",
+        "estimator/names/0": "a",
+        "estimator/names/1": "b",
+        "estimator/pieces": "1000 entries",
+        "estimator/table": "float32[2, 3]",
+        "estimator/key": "key<fry>[]",
+    }
 
 
 # Damaged checkpoints.

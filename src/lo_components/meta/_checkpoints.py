@@ -24,9 +24,10 @@ class Checkpoints:
 
     **Arguments:**
 
-    - `folder`: made if missing; holds `config.json`, `log.jsonl`, the newest checkpoints, called
+    - `folder`: made if missing; holds `config.json`, `constants.json`, `log.jsonl`, the newest checkpoints, called
       `checkpoint-00000200.safetensors` after their meta-step, and `best.safetensors`.
-    - `config`: what identifies the run, as JSON; a folder with another configuration is refused.
+    - `config`: what identifies the run, as JSON; a folder with another configuration is refused. So is one with
+      checkpoints whose learner or estimator had other constants: `std`, horizons, windows, batch sizes, update scales.
     - `every`: meta-steps between two checkpoints. The one with the lowest mean meta-loss over these is the best; one
       after fewer meta-steps, at the end of a run or on SIGTERM, is not compared.
     - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives the loss of one.
@@ -50,10 +51,11 @@ class DurableRun:
     call the same methods at the same steps; the first one alone writes.
     """
 
-    def __init__(self, settings: Checkpoints):
+    def __init__(self, settings: Checkpoints, constants: Mapping[str, str] = {}):
         self._settings = settings
         if is_first():
             self._folder = RunFolder.open(settings.folder, settings.config)
+            self._folder.claim(constants)
             remove_temporaries(self._folder.path)
         else:
             self._folder = RunFolder(Path(settings.folder), dict(settings.config))

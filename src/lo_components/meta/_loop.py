@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from .._types import typechecked
 from ..estimators import AbstractEstimator
 from ._checkpoints import Checkpoints, DurableRun
+from ._constants import constants
 from ._processes import is_first, stop_requests, to_host
 from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_step
 
@@ -54,11 +55,13 @@ def meta_train(
 
     **Returns:** the meta-trained learner.
 
-    Raises `CheckpointError` where the folder has checkpoints but none is usable, and what writing a checkpoint raised.
+    Raises `FileExistsError` where the folder belongs to another run: its configuration differs, or a constant of the
+    learner or the estimator (the meta-optimizer is made of functions, which cannot be compared). Raises
+    `CheckpointError` where the folder has checkpoints but none is usable, and what writing a checkpoint raised.
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
-    run = None if checkpoints is None else DurableRun(checkpoints)
+    run = None if checkpoints is None else DurableRun(checkpoints, constants(learner, estimator))
     state = _init(learner, estimator, optimizer, key=key)
     if run is not None:
         state = run.resume(state)

@@ -10,7 +10,8 @@ from .._atomic import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A folder that belongs to one run: `config.json` says which, `log.jsonl` and the checkpoints hold it."""
+    """A folder that belongs to one run: `config.json` says which, `constants.json` with what learner and estimator,
+    `log.jsonl` and the checkpoints hold it."""
 
     path: Path
     config: dict[str, Any]
@@ -44,6 +45,35 @@ class RunFolder:
         except OSError as error:
             raise _not_writable(path, error) from None
         return RunFolder(path, expected)
+
+    def claim(self, constants: Mapping[str, str]) -> None:
+        """Write down what learner and estimator are made with, or see that it is what the run was begun with.
+
+        **Arguments:**
+
+        - `constants`: by name, as text.
+
+        Raises `FileExistsError` where there are checkpoints and a constant differs, and leaves all untouched.
+        Constants that only one side knows, of another version, are not compared.
+        """
+        stamp = self.path / "constants.json"
+        if not (self.checkpoints and stamp.exists()):
+            write_atomically(stamp, json.dumps(dict(constants), indent=1).encode())
+            return
+        try:
+            actual = dict(json.loads(stamp.read_text()))
+        except (ValueError, TypeError):
+            raise FileExistsError(
+                f"`{stamp}` is damaged. Delete it if the run was begun with the constants it has now."
+            ) from None
+        differing = [name for name in constants if name in actual and actual[name] != constants[name]]
+        if differing:
+            words = [f"`{name}` is {actual[name]} there, {constants[name]} here" for name in differing[:3]]
+            more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
+            raise FileExistsError(
+                f"`{self.path}` belongs to a run with other constants ({'; '.join([*words, *more])}); it was left "
+                "untouched. Choose another folder, or delete this one."
+            )
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` meta-steps."""
