@@ -1,6 +1,7 @@
 """Bias and variance of every estimator of the meta-gradient, against the length of its window.
 
     python examples/compare_estimators.py            # two problems, several minutes
+    python examples/compare_estimators.py --estimators ES-Single "full ES"
     python examples/compare_estimators.py --smoke    # everything in small
 
 Problem 1: the learning rate of gradient descent on a quadratic, whose (smoothed) meta-gradient is known. Problem 2: all
@@ -27,6 +28,7 @@ from lo_components.optimizers import SGD
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
 KEY = jax.random.key(0)
+NAMES = ("truncated backprop", "truncated ES", "PES", "ES-Single", "full ES")
 
 
 def estimates(estimator, learner: Any, num_windows: int, replicates: int, key, at_once: int = 4) -> np.ndarray:
@@ -52,8 +54,10 @@ def estimates(estimator, learner: Any, num_windows: int, replicates: int, key, a
     return np.asarray(run(estimator, jax.random.split(key, replicates)), np.float64)
 
 
-def estimators(task, steps: int, window: int, std: float, num_pairs: int) -> dict[str, tuple[Any, int]]:
-    """By name, with the number of windows in an episode."""
+def make_estimators(
+    names: tuple[str, ...], task, steps: int, window: int, std: float, num_pairs: int
+) -> dict[str, tuple[Any, int]]:
+    """By name, with the number of windows in an episode; full ES only with one."""
     unroll = TruncatedUnroll(task, ConstantHorizon(steps), window)
     found: dict[str, tuple[Any, int]] = {
         "truncated backprop": (TruncatedBackprop(unroll, 2 * num_pairs), steps // window),
@@ -63,7 +67,7 @@ def estimators(task, steps: int, window: int, std: float, num_pairs: int) -> dic
     }
     if window == steps:
         found["full ES"] = (FullES(unroll, num_pairs, std=std), 1)
-    return found
+    return {name: found[name] for name in found if name in names}
 
 
 def known_gradient(rate: float, std: float, start: np.ndarray, steps: int, window: int) -> float:
@@ -113,7 +117,12 @@ def table(
             )
 
 
-def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smoke: bool = False) -> None:
+def main(
+    estimators: tuple[str, ...] = NAMES,
+    out: Path = Path("compare_estimators.png"),
+    replicates: int = 1000,
+    smoke: bool = False,
+) -> None:
     rows: list[dict] = []
     replicates = 8 if smoke else replicates
 
@@ -129,7 +138,7 @@ def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smo
     print(f"known gradient {known('backprop', steps)[0]:.4f}, smoothed {known('full ES', steps)[0]:.4f}")
     table(
         "learning rate on a quadratic",
-        lambda window: estimators(task, steps, window, std, num_pairs=8),
+        lambda window: make_estimators(estimators, task, steps, window, std, num_pairs=8),
         SGD(jnp.asarray(rate)),
         (2, 4) if smoke else (1, 5, 20, 100),
         known,
@@ -154,7 +163,7 @@ def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smo
         print(f"\nreference: {measured[0]:.4f} with a standard error of {measured[1]:.4f}")
         table(
             "a learned optimizer on digits",
-            lambda window: estimators(task, steps, window, std, num_pairs=8),
+            lambda window: make_estimators(estimators, task, steps, window, std, num_pairs=8),
             learner,
             (10, 100),
             lambda kind, window: measured,
@@ -168,6 +177,7 @@ def main(out: Path = Path("compare_estimators.png"), replicates: int = 1000, smo
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--estimators", choices=NAMES, nargs="+", default=NAMES)
     parser.add_argument("--out", type=Path, default=Path("compare_estimators.png"))
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--smoke", action="store_true", help="everything in small")
