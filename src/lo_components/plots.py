@@ -10,7 +10,7 @@ import numpy as np
 from .tasks import CoordinateCheck
 
 # Colour-blind safe, by order of appearance.
-_COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7")
+_COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def training_curves(
@@ -20,6 +20,8 @@ def training_curves(
     title: str = "",
     horizon: int | None = None,
     floor: float = 1e-5,
+    unit: str = "step",
+    per_step: float = 1.0,
 ) -> None:
     """Save one panel of training curves per task, side by side on one logarithmic scale.
 
@@ -33,6 +35,8 @@ def training_curves(
     - `title`: above all panels.
     - `horizon`: where to mark the end of meta-training's longest horizon, in steps.
     - `floor`: losses below it are drawn at it.
+    - `unit`: what the horizontal axis counts, for instance `"round"`.
+    - `per_step`: how many of them a step is, for instance the bytes that it sends.
     """
     with _figure(len(panels), path, title) as axes:
         names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
@@ -40,13 +44,13 @@ def training_curves(
             for name, losses in curves.items():
                 color = _COLORS[names.index(name) % len(_COLORS)]
                 smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
-                steps = np.arange(smooth.shape[1])
+                steps = per_step * np.arange(smooth.shape[1])
                 axis.plot(steps, np.median(smooth, axis=0), color=color, label=name, linewidth=1.8)
                 axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
-                axis.axvline(horizon, color="black", linewidth=0.8, linestyle=":")
+                axis.axvline(per_step * horizon, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(panel, fontsize=10)
-            axis.set_xlabel("step")
+            axis.set_xlabel(unit)
             axis.set_yscale("log")
         axes[0].set_ylabel("training loss")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}

@@ -1,0 +1,210 @@
+"""Meta-train LAgg-A and LOpt-A on a small network, then count rounds against tuned local SGD, SlowMo, Adam and others.
+
+    python examples/communication_rounds.py                   # digits
+    python examples/communication_rounds.py --data FOLDER     # Fashion-MNIST's four idx files, pooled to 8x8
+    python examples/communication_rounds.py --others          # also other K, H, widths and models, not meta-trained for
+    python examples/communication_rounds.py --smoke           # everything in small
+
+The LAgg-A paper's experiment (arXiv 2312.02204), in small: K = 8 workers with H = 4 local steps. Baselines are tuned on
+grids, each in one compiled call, by the mean loss of the last 20 rounds of one seed.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lo_components as loc
+from lo_components.aggregators import Mean, OuterOptimizer, SlowMo
+from lo_components.optimizers import SGD, Adam
+from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, TruncatedUnroll
+
+WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE, WIDTH = 8, 4, 32, 0.5, 32
+LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
+RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
+MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+# By name: what is tuned, and from it a learner and what a step does. SGD and Adam take as many samples in a step as the
+# others in a round.
+BASELINES = {
+    "local SGD": ((LOCAL_RATES,), lambda spread, gamma: (Mean(), spread(gamma))),
+    "SlowMo": (
+        (LOCAL_RATES, MOMENTA, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+        lambda spread, gamma, beta, alpha: (SlowMo(beta, alpha), spread(gamma)),
+    ),
+    "outer Nesterov": (
+        (LOCAL_RATES, (0.3, 0.5, 0.7, 1.0), (0.5, 0.7, 0.8, 0.9, 0.95)),
+        lambda spread, gamma, rate, momentum: (
+            OuterOptimizer(optax.sgd(rate, momentum=momentum, nesterov=True)),
+            spread(gamma),
+        ),
+    ),
+    "outer Adam": ((LOCAL_RATES, RATES), lambda spread, gamma, rate: (OuterOptimizer(Adam(rate)), spread(gamma))),
+    "SGD": ((RATES,), lambda spread, rate: (SGD(rate), GradientStep())),
+    "Adam": ((RATES,), lambda spread, rate: (Adam(rate), GradientStep())),
+}
+
+
+def pooled(images):
+    """28x28 pixels, padded by two on each side, to means over 4x4."""
+    images = np.pad(np.asarray(images, np.float32).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    return np.round(images.reshape(-1, 8, 4, 8, 4).mean((2, 4))).astype(np.uint8)
+
+
+def read(folder: Path | None):
+    if folder is None:
+        return loc.data.digits()
+    splits = loc.data.fashion_mnist(folder).splits
+    arrays = {name: (pooled(split.images), np.asarray(split.labels)) for name, split in splits.items()}
+    return loc.data.image_dataset(arrays, num_classes=10, name="Fashion-MNIST, 8x8")
+
+
+def make_mlp(dataset, width: int = WIDTH):
+    """From the batch size to the task."""
+    return lambda size: loc.tasks.mlp_classification(dataset, width=width, depth=2, batch_size=size)
+
+
+def spread(workers: int, steps: int, rate):
+    return LocalRound(workers, steps, SGD(rate))
+
+
+def meta_train(name: str, learner, task, folder: Path, meta_steps: int, pairs: int, window: int, horizon):
+    unroll = TruncatedUnroll(task, horizon, window, inner_step=spread(WORKERS, LOCAL_STEPS, LOCAL_RATE))
+    return loc.meta.meta_train(
+        learner,
+        loc.estimators.PES(unroll, num_pairs=pairs, std=0.01),
+        loc.meta.meta_optimizer(meta_steps, peak=3e-3, end=0.0),
+        meta_steps,
+        checkpoints=loc.meta.Checkpoints(folder / name, {"name": name, "meta_steps": meta_steps}),
+        log_every=10,
+        progress=name,
+        key=jax.random.key(1),
+    )
+
+
+def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, thin: int, key):
+    """The learner and the inner step of a baseline's best configuration, which configuration, and of how many."""
+    values, make = BASELINES[name]
+    configurations = jnp.asarray(list(itertools.product(*(v[::thin] for v in values))), jnp.float32)
+    size = batch * workers * steps if name in ("SGD", "Adam") else batch
+    task = make_task(size)
+
+    @eqx.filter_jit
+    def losses(configurations):
+        def one(configuration):
+            learner, inner_step = make(lambda rate: spread(workers, steps, rate), *configuration)
+            return loc.meta.evaluate(task, learner, rounds, inner_step=inner_step, num_seeds=1, key=key).final()[0]
+
+        return jax.lax.map(one, configurations, batch_size=16)
+
+    found = np.asarray(losses(configurations))
+    best = [float(x) for x in configurations[np.nanargmin(np.where(np.isfinite(found), found, np.inf))]]
+    return *make(lambda rate: spread(workers, steps, rate), *best), task, best, len(configurations)
+
+
+def compare(
+    title, make_task, learned, *, workers, steps, rounds, seeds, thin, batch=LOCAL_BATCH, names=tuple(BASELINES)
+):
+    """Losses `[seeds, rounds]` by name, printed as rounds to the loss that the best baseline ends with."""
+    begin, key = time.perf_counter(), jax.random.key(2)
+    curves, chosen = {}, {}
+    for name, aggregator in learned.items():
+        inner = spread(workers, steps, LOCAL_RATE)
+        curves[name] = loc.meta.evaluate(
+            make_task(batch), aggregator, rounds, inner_step=inner, num_seeds=seeds, key=key
+        )
+    for name in names:
+        learner, inner, task, best, count = tuned(
+            make_task, name, workers, steps, rounds, batch, thin, jax.random.key(3)
+        )
+        curves[name] = loc.meta.evaluate(task, learner, rounds, inner_step=inner, num_seeds=seeds, key=key)
+        chosen[name] = f"  {', '.join(f'{x:g}' for x in best)} (best of {count})"
+        print(f"{name}:{chosen[name]}, {time.perf_counter() - begin:.0f} s", flush=True)
+    finals = {name: float(np.median(curves[name].final())) for name in curves}
+    target = min(finals[name] for name in names)
+    params = make_task(batch).init(key=key)
+    cost = loc.aggregators.round_cost(params, workers, local_steps=steps, batch_size=batch)
+    print(
+        f"\n{title}: K = {workers}, H = {steps}; a worker sends {cost.bytes_sent / 1e3:.1f} kB a round, a round takes "
+        f"{cost.samples} samples; rounds to a loss of {target:.4f}, median of {seeds} seeds (lowest to highest)"
+    )
+    for name, evaluation in curves.items():
+        taken = np.asarray(evaluation.steps_to(target))
+        print(
+            f"{name:<16}{np.median(taken):>7.0f} ({taken.min():.0f} to {taken.max():.0f}), loss after {rounds} rounds "
+            f"{finals[name]:.4f}{chosen.get(name, '')}",
+            flush=True,
+        )
+    print()
+    return {name: np.asarray(evaluation.losses) for name, evaluation in curves.items()}
+
+
+def main(
+    data: Path | None = None,
+    cifar10: Path | None = None,
+    out: Path = Path("communication_rounds.png"),
+    meta_steps: int = 1500,
+    rounds: int = 1000,
+    seeds: int = 10,
+    others: bool = False,
+    smoke: bool = False,
+) -> None:
+    dataset, hidden, pairs, window, horizon, thin = read(data), 32, 4, 50, LogUniformHorizon(100, 500), 1
+    if smoke:
+        hidden, pairs, window, horizon, meta_steps, rounds, seeds, thin = 2, 1, 2, LogUniformHorizon(2, 4), 2, 20, 2, 4
+    make_task, key = make_mlp(dataset, 4 if smoke else WIDTH), jax.random.key(0)
+    recipes = {
+        "LAgg-A": lambda: loc.recipes.lagg_a(WORKERS, hidden_size=hidden, key=key),
+        "LOpt-A": lambda: loc.recipes.lopt_a(hidden_size=hidden, key=key),
+    }
+    learned = {}
+    for name, recipe in recipes.items():
+        folder = out.with_suffix("")
+        learned[name] = meta_train(name, recipe(), make_task(LOCAL_BATCH), folder, meta_steps, pairs, window, horizon)
+        loc.interop.save_arrays(folder / f"{name.lower()}.safetensors", learned[name])
+
+    names = ("local SGD", "SlowMo", "Adam") if smoke else tuple(BASELINES)
+    same = dict(rounds=rounds, seeds=seeds, thin=thin, names=names)
+    panels = {
+        "as in meta-training": compare(
+            "As in meta-training", make_task, learned, workers=WORKERS, steps=LOCAL_STEPS, **same
+        )
+    }
+    if others:
+        few = dict(rounds=rounds, seeds=min(seeds, 3), thin=max(thin, 2), names=("local SGD", "SlowMo"))
+        any_number = {"LOpt-A": learned["LOpt-A"]}
+        for steps in (8, 16):
+            panels[f"H = {steps}"] = compare(f"{steps} local steps", make_task, learned, workers=8, steps=steps, **few)
+        for workers in (4, 16):
+            title = f"{workers} workers"
+            panels[title] = compare(title, make_task, any_number, workers=workers, steps=LOCAL_STEPS, **few)
+        elsewhere = {"width 128": make_mlp(dataset, 128)}
+        elsewhere["CNN"] = lambda size: loc.tasks.cnn_classification(dataset, width=16, batch_size=size)
+        if cifar10 is not None:
+            elsewhere["CIFAR-10"] = make_mlp(loc.data.cifar10(cifar10))
+        for title, make in elsewhere.items():
+            panels[title] = compare(title, make, learned, workers=WORKERS, steps=LOCAL_STEPS, **few)
+    loc.plots.training_curves(panels, out, title="Loss over communication rounds", unit="round")
+    print(f"picture: {out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
+    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches, for --others")
+    parser.add_argument("--out", type=Path, default=Path("communication_rounds.png"))
+    parser.add_argument("--meta-steps", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--others", action="store_true", help="other K, H, widths and models as well")
+    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    try:
+        main(**vars(parser.parse_args()))
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
