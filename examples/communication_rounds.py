@@ -111,7 +111,7 @@ def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: in
 def compare(
     title, make_task, learned, *, workers, steps, rounds, seeds, thin, batch=LOCAL_BATCH, names=tuple(BASELINES)
 ):
-    """Losses `[seeds, rounds]` by name, printed as rounds to the loss that the best baseline ends with."""
+    """Losses `[seeds, rounds]` by name; prints the rounds to what local SGD and the best baseline end with."""
     begin, key = time.perf_counter(), jax.random.key(2)
     curves, chosen = {}, {}
     for name, aggregator in learned.items():
@@ -127,21 +127,24 @@ def compare(
         chosen[name] = f"  {', '.join(f'{x:g}' for x in best)} (best of {count})"
         print(f"{name}:{chosen[name]}, {time.perf_counter() - begin:.0f} s", flush=True)
     finals = {name: float(np.median(curves[name].final())) for name in curves}
-    target = min(finals[name] for name in names)
+    best = min(names, key=finals.__getitem__)
+    targets = {"local SGD": finals["local SGD"], best: finals[best]}
     params = make_task(batch).init(key=key)
     cost = loc.aggregators.round_cost(params, workers, local_steps=steps, batch_size=batch)
     print(
-        f"\n{title}: K = {workers}, H = {steps}; a worker sends {cost.bytes_sent / 1e3:.1f} kB a round, a round takes "
-        f"{cost.samples} samples; rounds to a loss of {target:.4f}, median of {seeds} seeds (lowest to highest)"
+        f"\n{title}: K = {workers}, H = {steps}; a worker sends {cost.bytes_sent / 1e3:.1f} kB a round, which takes "
+        f"{cost.samples} samples.\nRounds to what others end with, median of {seeds} seeds (lowest to highest):"
+    )
+    print(
+        f"{'':<16}" + "".join(f"{f'{name}, {loss:.4f}':>28}" for name, loss in targets.items()) + f"{'at the end':>12}"
     )
     for name, evaluation in curves.items():
-        taken = np.asarray(evaluation.steps_to(target))
-        print(
-            f"{name:<16}{np.median(taken):>7.0f} ({taken.min():.0f} to {taken.max():.0f}), loss after {rounds} rounds "
-            f"{finals[name]:.4f}{chosen.get(name, '')}",
-            flush=True,
-        )
-    print()
+        cells = []
+        for loss in targets.values():
+            taken = np.asarray(evaluation.steps_to(loss))
+            cells.append(f"{np.median(taken):.0f} ({taken.min():.0f} to {taken.max():.0f})")
+        print(f"{name:<16}" + "".join(f"{c:>28}" for c in cells) + f"{finals[name]:>12.4f}{chosen.get(name, '')}")
+    print(flush=True)
     return {name: np.asarray(evaluation.losses) for name, evaluation in curves.items()}
 
 

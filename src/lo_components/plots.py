@@ -54,7 +54,13 @@ def training_curves(
             axis.set_yscale("log")
         axes[0].set_ylabel("training loss")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        axes[0].legend(list(handles.values()), list(handles), loc="lower left", fontsize=9, frameon=False)
+        # Many names would cover the curves.
+        few, figure = len(handles) <= 4, axes[0].figure
+        if not few:
+            figure.set_figwidth(figure.get_figwidth() + 1.5)
+        legend = axes[0].legend if few else figure.legend
+        place = "lower left" if few else "outside right center"
+        legend(list(handles.values()), list(handles), loc=place, fontsize=9, frameon=False)
 
 
 def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
