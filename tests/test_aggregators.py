@@ -22,8 +22,8 @@ from lo_components.aggregators import (
     SlowMo,
 )
 from lo_components.estimators import PES
-from lo_components.features import Gradient, PooledWorkerDeltas, TensorView
-from lo_components.optimizers import SGD, LearnedOptimizer, OptaxOptimizer, StepContext
+from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas, TensorView
+from lo_components.optimizers import SGD, AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.steps import Direction
 from lo_components.tasks import AbstractTask, Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
@@ -160,8 +160,10 @@ def test_a_scaled_aggregators_update_is_multiplied_leaf_by_leaf(params, deltas):
     scaled = Scaled(Mean(), scales)
     update, _ = scaled.aggregate(deltas, scaled.init(params), params)
     assert_close(update, {name: scales[name] * plain[name] for name in params}, rtol=1e-6)
-    with pytest.raises(ValueError, match="`scales` must have one float per leaf of `params`"):
-        Scaled(Mean(), {"w": 1.0}).init(params)
+    wrong = Scaled(Mean(), {"w": 1.0})
+    for attempt in (lambda: wrong.init(params), lambda: wrong.aggregate(deltas, scaled.init(params), params)):
+        with pytest.raises(ValueError, match="`scales` must have one float per leaf of `params`"):
+            attempt()
 
 
 def screened_share(deltas, **context):
@@ -178,7 +180,11 @@ def test_workers_with_far_larger_deltas_are_left_out_and_reported():
     # Of two, the smaller is believed; of none but large ones, all are.
     assert screened_share([1.0, -11.0]) == (1.0, 0.5)
     assert screened_share([1e30, -1e30]) == (0.0, 1.0)
+    assert screened_share([1e30, 1e30, 1e32])[1] == np.float32(2 / 3)
     assert screened_share([0.0, 0.0]) == (0.0, 1.0)
+    # Where most stand still, those that move are not too large.
+    assert screened_share([0.0, 0.0, 3.0])[1] == 1.0
+    assert screened_share([1.0, 1.0, 9.9])[1] == 1.0 and screened_share([1.0, 1.0, 10.1])[1] < 1.0
     # The norm of workers that are absent or not finite does not count.
     assert screened_share([1.0, jnp.nan, 100.0, 0.001], present=jnp.array([True, True, True, False])) == (1.0, 0.25)
     assert screened_share([jnp.inf, jnp.nan]) == (0.0, 0.0)
@@ -202,8 +208,8 @@ def test_screening_goes_by_the_norm_over_all_tensors(params):
 def test_a_round_costs_what_a_ring_sends():
     params = {"a": jnp.zeros((3, 5)), "b": jnp.zeros(2, jnp.bfloat16)}
     cost = aggregators.round_cost(params, 4, local_steps=3, batch_size=32)
-    assert cost == aggregators.RoundCost(2 * 64 * 3 / 4, 3, 4 * 3 * 32)
-    assert aggregators.round_cost(params, 1).bytes_sent == 0.0
+    assert cost == aggregators.RoundCost(2 * 4 * 17 * 3 / 4, 3, 4 * 3 * 32)
+    assert aggregators.round_cost(jax.eval_shape(lambda: params), 1).bytes_sent == 0.0
     with pytest.raises(ValueError, match="`local_steps` must be at least 1, got 0"):
         aggregators.round_cost(params, 4, local_steps=0)
 
@@ -302,9 +308,29 @@ def test_the_tasks_scales_multiply_the_aggregators_update_alone():
 
 def test_a_diverging_worker_is_left_out_and_reported():
     task = Diverse(jnp.asarray(np.stack([POINTS[0], np.full(3, np.inf, np.float32)])))
-    _, params, state = one_round(LocalRound(2, 1, SGD(0.2)), Mean(), task)
+    loss, params, state = one_round(LocalRound(2, 1, SGD(0.2)), Mean(), task)
     np.testing.assert_allclose(params, START + 0.2 * (POINTS[0] - START), rtol=1e-5)
     assert state.used == 0.5
+    np.testing.assert_allclose(loss, 0.5 * np.sum((START - POINTS[0]) ** 2), rtol=1e-6)
+
+
+def test_the_loss_is_that_of_the_workers_that_take_part():
+    class Present(AbstractMaskedAggregator):
+        def start(self, params):
+            return jnp.zeros(8, bool)
+
+        def combine(self, mean, deltas, state, params, *, context):
+            return mean, context.present
+
+    points = np.zeros((8, 3), np.float32)
+    points[:, 0] = np.arange(8)
+    inner, task = LocalRound(8, 1, SGD(0.1), participation=0.5), Diverse(jnp.asarray(points))
+    losses = 0.5 * np.sum((START - points) ** 2, axis=1)
+    for seed in range(3):
+        loss, _, state = one_round(inner, Present(), task, key=jax.random.key(seed))
+        assert 0 < state.inner.sum() < 8
+        np.testing.assert_allclose(loss, losses[np.asarray(state.inner)].mean(), rtol=1e-6)
+    assert jnp.isnan(one_round(LocalRound(2, 1, SGD(0.1)), Mean(), Diverse(jnp.full((2, 3), jnp.nan)))[0])
 
 
 def test_workers_take_part_with_the_probability_that_is_asked_for():
@@ -351,6 +377,98 @@ def test_pes_estimates_gradients_of_aggregators():
     assert jnp.all(state.inner.learner_state.used == 1.0)
     for path, g in jax.tree_util.tree_leaves_with_path(estimate.grad):
         assert jnp.all(jnp.isfinite(g)) and jnp.any(g != 0), path
+
+
+class Telling(AbstractOptimizer):
+    """An update that adds up what the context tells: the loss, and a hundredth of the number of steps."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params, *, context=StepContext()):
+        told = context.loss_array() + 0.01 * context.num_steps_array().astype(jnp.float32)
+        return jax.tree.map(lambda p: jnp.full(p.shape, told), params), state
+
+
+def test_local_and_outer_optimizers_are_told_the_loss_and_the_number_of_steps():
+    task = Diverse(jnp.asarray(POINTS[:1]))
+    first = 0.5 * np.sum((START - POINTS[0]) ** 2)
+    _, params, _ = one_round(LocalRound(1, 1, Telling()), Mean(), task)
+    np.testing.assert_allclose(params - START, first + 0.01, rtol=1e-5)
+    _, params, _ = one_round(LocalRound(1, 1, SGD(0.1)), OuterOptimizer(Telling()), task)
+    np.testing.assert_allclose(params - START, first + 0.1, rtol=1e-5)
+
+
+class Told(AbstractFeature):
+    """The loss and a hundredth of the number of steps."""
+
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    def __call__(self, view):
+        told = view.loss + 0.01 * view.num_steps.astype(jnp.float32)
+        return (Channels(told.reshape((1,) * (1 + view.param.ndim))),)
+
+
+def test_features_of_learned_aggregators_are_told_too():
+    head = heads.LinearHead(1, 1, key=jax.random.key(0))
+    identity = eqx.tree_at(lambda h: (h.weight, h.bias), head, (jnp.ones((1, 1)), jnp.zeros(1)))
+    aggregator = LearnedAggregator(LearnedOptimizer((), Told(), identity, Direction(1.0)))
+    loss, params, _ = one_round(LocalRound(1, 1, SGD(0.1)), aggregator, Diverse(jnp.asarray(POINTS[:1])))
+    np.testing.assert_allclose(START - params, loss + 0.1, rtol=1e-5)
+
+
+def test_who_takes_part_is_drawn_apart_from_the_workers_own_keys():
+    inner = LocalRound(4, 1, SGD(1.0), participation=0.5)
+    own = [jax.random.key_data(key).tolist() for key in inner.workers(jax.random.key(0))[1]]
+    assert jax.random.key_data(inner.presence_key(jax.random.key(0))).tolist() not in own
+    assert len({tuple(key) for key in own}) == 4
+
+
+def test_any_optax_transformation_takes_local_steps_and_nothing_else_does():
+    task = Diverse(jnp.asarray(POINTS))
+    expected = one_round(LocalRound(2, 3, OptaxOptimizer(optax.sgd(0.1, momentum=0.9))), Mean(), task)
+    assert_close(one_round(LocalRound(2, 3, optax.sgd(0.1, momentum=0.9)), Mean(), task), expected, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="local_optimizer"):
+        LocalRound(2, 1, 0.1)
+
+
+def test_learners_of_the_other_kind_are_refused_by_name():
+    # The types are checked in all tests, before the message that users see.
+    with pytest.raises(TypeError, match="(?s)learner.*SGD"):
+        LocalRound(2, 1).init(SGD(0.1), jnp.zeros(2))
+    with pytest.raises(TypeError, match="(?s)learner.*Mean"):
+        GradientStep().init(Mean(), jnp.zeros(2))
+
+
+def test_deltas_of_bfloat16_parameters_are_exact():
+    """1 + 1/512 is not a bfloat16; a difference of bfloat16 numbers, and a mean of two, need not be one."""
+
+    class Halved(Diverse):
+        def init(self, *, key):
+            return jnp.asarray([1.0, 256.0, 0.0], jnp.bfloat16)
+
+        def loss(self, params, batch, *, key):
+            return super().loss(params.astype(jnp.float32), batch, key=key)
+
+    task = Halved(jnp.asarray([[1.0078125, 0.0, 0.0], [1.0, 0.0, 0.0]], jnp.float32))
+    _, _, state = one_round(LocalRound(2, 1, SGD(1.0)), Recording(2), task)
+    deltas = state.inner[0]
+    assert deltas.dtype == jnp.float32
+    np.testing.assert_array_equal(deltas[:, 0], [0.0078125, 0.0])
+    given, params = jnp.asarray([[256.0], [1.0]], jnp.bfloat16), jnp.zeros(1, jnp.bfloat16)
+    recording = Recording(2)
+    _, after = recording.aggregate(given, recording.init(params), params, context=StepContext(loss=0.0, num_steps=1))
+    assert after.inner[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("aggregator", [OuterOptimizer(optax.adam(0.1)), SlowMo(0.5)], ids=["adam", "slowmo"])
+def test_state_stays_float32_for_bfloat16_parameters(aggregator, params, deltas):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    state = aggregator.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        update, after = aggregator.aggregate(deltas, state, params)
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert {u.dtype for u in jax.tree.leaves(update)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_rounds_without_workers_or_steps_are_refused():

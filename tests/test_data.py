@@ -342,7 +342,7 @@ def test_shares_of_classes_are_those_of_a_dirichlet_distribution():
 
 def test_shards_that_cannot_be_are_refused():
     for options, message in (
-        (dict(concentration=0.0), "`concentration` must be positive, got 0.0"),
+        (dict(concentration=0.0), "`concentration` must be positive and below a million, got 0.0"),
         (dict(concentration=1.0, min_size=0), "`min_size` must be at least 1, got 0"),
         (dict(concentration=1.0, min_size=400), "none gave each of 4 workers `min_size` = 400"),
     ):

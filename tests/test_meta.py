@@ -607,10 +607,12 @@ def test_final_is_the_mean_of_the_last_steps():
 def test_steps_to_a_loss_count_until_the_mean_of_the_last_losses_is_there():
     losses = jnp.array([[5.0, 4.0, 3.0, 2.0, 1.0, 6.0], [5.0, jnp.nan, 1.0, 1.0, 1.0, 1.0]])
     evaluation = Evaluation(losses, jnp.array([True, False]))
-    np.testing.assert_array_equal(evaluation.steps_to(2.5, last=2), [4, np.inf])
+    np.testing.assert_array_equal(evaluation.steps_to(2.5, last=2), [4, 4])
     np.testing.assert_array_equal(evaluation.steps_to(3.0, last=5), [5, np.inf])
     np.testing.assert_array_equal(evaluation.steps_to(5.0, last=1), [1, 1])
     assert evaluation.steps_to(0.5).tolist() == [np.inf, np.inf]  # with fewer steps than are averaged
+    spiked = Evaluation(jnp.array([[1e9] + [1.0] * 100, [jnp.nan] + [0.1] * 100]), jnp.array([True, False]))
+    np.testing.assert_array_equal(spiked.steps_to(0.5), [np.inf, 21])
     with pytest.raises(ValueError, match="`last` must be at least 1"):
         evaluation.steps_to(1.0, last=0)
 
@@ -621,6 +623,7 @@ def test_aggregators_are_evaluated_round_by_round():
     # Without noise every worker does the same three steps.
     steps = evaluate(Quadratic(jnp.asarray(START)), SGD(0.1), 15, num_seeds=2, key=KEY)
     np.testing.assert_allclose(curves.losses, steps.losses[:, ::3], rtol=1e-5)
+    assert steps.used is None and jnp.all(curves.used == 1.0) and curves.used.shape == (2, 5)
 
 
 def test_a_diverging_run_is_reported_and_left_as_it_is():

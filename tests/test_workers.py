@@ -92,11 +92,42 @@ def test_state_lies_in_slices(found):
 
 
 @pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((32, 16), 2),  # not rows, if another axis will do
+        ((32, 10), 1),  # but rows, if it leaves devices idle
+        ((10,), 1),
+        ((1,), None),  # all to all is cheaper
+        ((), None),
+        ((0, 1), None),
+        ((13, 7), 2),
+        ((8192, 49), 2),  # evaluated in blocks of rows
+        ((64, 8, 16), 3),  # the largest of equals
+    ],
+)
+def test_tensors_are_cut_where_slices_are_most_equal(shape, axis):
+    from lo_components.sharding._workers import _slice_spec
+
+    spec = tuple(_slice_spec((8, *shape), 8))
+    assert spec == (() if axis is None else (*[None] * axis, "workers"))
+
+
+def test_parameters_are_everywhere_after_a_round(found):
+    assert {run["params_specs"] for runs in found["runs"].values() for run in runs.values()} <= {"", "P()"}
+
+
+def test_sizes_that_devices_do_not_divide_change_nothing(found):
+    assert_rounding(found["uneven"]["6"], found["uneven"]["0"])
+    assert found["uneven"]["6"]["sent"] < 1.5 * ring(found["uneven"]["6"], 6)
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [
         ("workers", "6 workers, which 8 devices cannot share equally. Choose a `num_workers` that is a multiple of 8"),
         ("mesh", "make it with `make_mesh`"),
         ("size", "is 2 x 3 x 1 x 1 = 6, but there are 8 devices"),
+        ("batch", "`task` must not be a `BatchSharded` one"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(found, name, words):

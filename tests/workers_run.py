@@ -38,10 +38,11 @@ def start(mode: str, index: str = "0", address: str = "") -> None:
         print(json.dumps({name: run(name, 4) for name in ("Mean", "LAgg-A")}))
     else:
         runs = {name: {str(devices): run(name, devices) for devices in some} for name, some in RUNS[mode].items()}
-        print(json.dumps({"runs": runs, "local": local_collectives(), "errors": errors()}))
+        uneven = {str(devices): run("LAgg", devices, workers=6, hidden=13) for devices in (0, 6)}
+        print(json.dumps({"runs": runs, "uneven": uneven, "local": local_collectives(), "errors": errors()}))
 
 
-def make(name: str):
+def make(name: str, workers: int):
     import jax
 
     import lo_components as loc
@@ -51,8 +52,8 @@ def make(name: str):
         "Mean": loc.aggregators.Mean,
         "SlowMo": loc.aggregators.SlowMo,
         "LOpt-A": lambda: loc.recipes.lopt_a(**sizes),
-        "LAgg": lambda: loc.recipes.lagg(WORKERS, **sizes),
-        "LAgg-A": lambda: loc.recipes.lagg_a(WORKERS, **sizes),
+        "LAgg": lambda: loc.recipes.lagg(workers, **sizes),
+        "LAgg-A": lambda: loc.recipes.lagg_a(workers, **sizes),
         "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(embedding_size=2, **sizes),
     }[name]()
 
@@ -86,7 +87,7 @@ def make_task(hidden: int = 32):
     return Regression(jax.random.normal(jax.random.key(5), (16, 8)) / 4)
 
 
-def run(name: str, mesh: int | str) -> dict:
+def run(name: str, mesh: int | str, *, workers: int = WORKERS, hidden: int = 32) -> dict:
     """Some rounds with one aggregator; for `mesh` see `RUNS`."""
     import equinox as eqx
     import jax
@@ -96,8 +97,8 @@ def run(name: str, mesh: int | str) -> dict:
     import lo_components as loc
     from lo_components.sharding import WorkerSharded, make_mesh, replicate
 
-    aggregator, task, key = make(name), make_task(), jax.random.key(1)
-    inner = loc.unroll.LocalRound(WORKERS, 3, loc.optimizers.SGD(0.1))
+    aggregator, task, key = make(name, workers), make_task(hidden), jax.random.key(1)
+    inner = loc.unroll.LocalRound(workers, 3, loc.optimizers.SGD(0.1))
     params = task.init(key=jax.random.key(2))
     devices = 8 if mesh == "whole" else int(mesh)
     if devices:
@@ -122,6 +123,7 @@ def run(name: str, mesh: int | str) -> dict:
         "losses": losses,
         "params": jax.tree.map(lambda x: x.tolist(), params),
         "specs": sorted({str(getattr(x.sharding, "spec", "")) for x in jax.tree.leaves(state)}),
+        "params_specs": "".join({str(getattr(x.sharding, "spec", "")) for x in jax.tree.leaves(params)}),
         "params_bytes": params_bytes,
         "collectives": found,
         "sent": bytes_sent(found, devices) if devices else 0.0,
@@ -160,9 +162,16 @@ def errors() -> dict[str, str]:
     import jax
 
     import lo_components as loc
-    from lo_components.sharding import WorkerSharded, make_mesh, sliced
+    from lo_components.sharding import BatchSharded, WorkerSharded, make_mesh, sliced
+
+    def batch_sharded():
+        mesh = make_mesh(1, 2, workers=4)
+        task = BatchSharded(make_task(), mesh)
+        inner = WorkerSharded(loc.unroll.LocalRound(4, 1), mesh)
+        return inner.step(make("Mean", 4), task, task.init(key=jax.random.key(0)), None, None, key=jax.random.key(0))
 
     attempts = {
+        "batch": batch_sharded,
         "workers": lambda: WorkerSharded(loc.unroll.LocalRound(6, 1), make_mesh(1, workers=8)),
         "mesh": lambda: sliced({}, jax.make_mesh((8,), ("workers",))),
         "size": lambda: make_mesh(workers=3),

@@ -1,8 +1,11 @@
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from .._types import Params, typechecked
+from .._types import typechecked
 
 
 class RoundCost(eqx.Module):
@@ -21,16 +24,16 @@ class RoundCost(eqx.Module):
 
 
 @typechecked
-def round_cost(params: Params, num_workers: int, *, local_steps: int = 1, batch_size: int = 1) -> RoundCost:
+def round_cost(params: PyTree, num_workers: int, *, local_steps: int = 1, batch_size: int = 1) -> RoundCost:
     r"""What a round of $K$ workers with $H$ local steps costs.
 
-    Each worker sends $2 P (K - 1) / K$ bytes for parameters of $P$ bytes: what summing deltas in a ring takes, and what
-    [`lo_components.sharding.WorkerSharded`][] takes for aggregators that see every worker's delta. With one local step
-    it is the cost of a step of data-parallel training.
+    Each worker sends $8 n (K - 1) / K$ bytes for $n$ parameters, whose deltas are float32: what summing them in a ring
+    takes, and with a device for each worker also what [`lo_components.sharding.WorkerSharded`][] takes, but for sums of
+    statistics and for tensors that cannot be cut equally.
 
     **Arguments:**
 
-    - `params`: the parameters; deltas are counted in their dtype.
+    - `params`: the parameters, or arrays' shapes (`jax.ShapeDtypeStruct`) in their place.
     - `num_workers`: $K$.
     - `local_steps`: $H$.
     - `batch_size`: examples in a worker's local step.
@@ -40,5 +43,5 @@ def round_cost(params: Params, num_workers: int, *, local_steps: int = 1, batch_
     for name, value in dict(num_workers=num_workers, local_steps=local_steps, batch_size=batch_size).items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    size = sum(jnp.size(x) * jnp.result_type(x).itemsize for x in jax.tree.leaves(params))
-    return RoundCost(2 * size * (num_workers - 1) / num_workers, local_steps, num_workers * local_steps * batch_size)
+    count = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params))
+    return RoundCost(8 * count * (num_workers - 1) / num_workers, local_steps, num_workers * local_steps * batch_size)

@@ -31,7 +31,7 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
         self.optimizer = optimizer if isinstance(optimizer, AbstractOptimizer) else OptaxOptimizer(optimizer)
 
     def start(self, params: Params) -> Any:
-        return self.optimizer.init(params)
+        return self.optimizer.init(_in_float32(params))
 
     def combine(
         self,
@@ -42,4 +42,9 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
         *,
         context: StepContext,
     ) -> tuple[PyTree[Float[Array, "..."]], Any]:
-        return self.optimizer.update(jax.tree.map(jnp.negative, mean), state, params, context=context)
+        return self.optimizer.update(jax.tree.map(jnp.negative, mean), state, _in_float32(params), context=context)
+
+
+def _in_float32(params: Params) -> Params:
+    """As all of an aggregator's arithmetic and state."""
+    return jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)

@@ -51,7 +51,8 @@ class Screened(AbstractAggregator[StateT]):
 
     A worker is left out where $\lVert d_k \rVert > c \cdot m$, with the norm over all parameters together and $m$ the
     median of the norms of the workers that are present and finite, the lower one of an even number: up to half of the
-    workers may go wrong. Those left out count as absent, and lower `AggregatorState.used`.
+    workers may go wrong. Where it is 0, none is left out. Those left out count as absent, and lower
+    `AggregatorState.used`.
 
     **Arguments:**
 
@@ -62,7 +63,7 @@ class Screened(AbstractAggregator[StateT]):
     """
 
     aggregator: AbstractAggregator[StateT]
-    max_ratio: float = eqx.field(default=10.0, static=True)
+    max_ratio: float = eqx.field(default=10.0, static=True, converter=float)
 
     def __check_init__(self):
         if not self.max_ratio >= 1:
@@ -83,7 +84,9 @@ class Screened(AbstractAggregator[StateT]):
             norms = jnp.where(used, _norms(deltas), jnp.inf)
             count = jnp.sum(used, dtype=jnp.int32)
             median = jnp.sort(norms)[jnp.maximum(count - 1, 0) // 2]
-            context = dataclasses.replace(context, present=used & (norms <= self.max_ratio * median))
+            # Where most stand still, those that move are not too large.
+            usual = (norms <= self.max_ratio * median) | (median == 0)
+            context = dataclasses.replace(context, present=used & usual)
         return self.aggregator.aggregate(deltas, state, params, context=context)
 
 

@@ -24,7 +24,7 @@ def dirichlet_shards(
 
     - `dataset`: images, all of whose workers are alike.
     - `num_workers`: how many workers.
-    - `concentration`: $\alpha$, positive.
+    - `concentration`: $\alpha$, positive, below a million.
     - `min_size`: how many examples each worker gets at least.
     - `seed`: for the draw.
 
@@ -34,11 +34,11 @@ def dirichlet_shards(
         Yurochkin et al., *Bayesian Nonparametric Federated Learning of Neural Networks* (arXiv 1905.12022), section 4;
         Hsu et al., *Measuring the Effects of Non-Identical Data Distribution* (arXiv 1909.06335).
     """
-    if not concentration > 0:
-        raise ValueError(f"`concentration` must be positive, got {concentration}.")
-    for name, value in dict(num_workers=num_workers, min_size=min_size).items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if not 0 < concentration < 1e6:
+        raise ValueError(f"`concentration` must be positive and below a million, got {concentration}.")
+    for name, value, least in (("num_workers", num_workers, 1), ("min_size", min_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     labels = np.asarray(dataset.splits["train"].labels)
     generator = np.random.default_rng(seed)
     for _ in range(_ATTEMPTS):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._tree import path_name
 from .._types import typechecked
-from ..aggregators import AbstractAggregator
+from ..aggregators import AbstractAggregator, AggregatorState
 from ..optimizers import AbstractOptimizer
 from ..tasks import AbstractTask
 from ..unroll import AbstractInnerStep, GradientStep
@@ -20,10 +20,12 @@ class Evaluation(eqx.Module):
 
     - `losses`: the loss before each step or round, one row per seed; non-finite values are left as they are.
     - `finite`: whether every loss of a seed was finite.
+    - `used`: of aggregators, the share of workers that each round used.
     """
 
     losses: Float[Array, "seeds steps"]
     finite: Bool[Array, " seeds"]
+    used: Float[Array, "seeds steps"] | None = None
 
     def final(self, last: int = 20) -> Float[Array, "*vmapped seeds"]:
         """Each seed's mean loss over the last `last` steps."""
@@ -40,8 +42,8 @@ class Evaluation(eqx.Module):
             raise ValueError(f"`last` must be at least 1, got {last}.")
         if last > self.losses.shape[-1]:
             return jnp.full(self.losses.shape[:-1], jnp.inf, jnp.float32)
-        sums = jnp.cumsum(self.losses, axis=-1, dtype=jnp.float32)
-        means = (sums[..., last - 1 :] - jnp.pad(sums, [(0, 0)] * (sums.ndim - 1) + [(1, 0)])[..., :-last]) / last
+        ones = (1,) * (self.losses.ndim - 1)
+        means = jax.lax.reduce_window(self.losses, 0.0, jax.lax.add, (*ones, last), (1, *ones), "valid") / last
         reached = means <= loss
         steps = jnp.argmax(reached, axis=-1).astype(jnp.float32) + last
         return jnp.where(jnp.any(reached, axis=-1), steps, jnp.inf)
@@ -78,15 +80,18 @@ def evaluate(
     for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once).items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    losses = _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key)
-    return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1))
+    losses, used = _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key)
+    return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1), used)
 
 
 @eqx.filter_jit
 def _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key):
+    def observed(loss, before, after, state):
+        return loss, state.used if isinstance(state, AggregatorState) else None
+
     def run(index):
         seed_key = jax.random.fold_in(key, index)
-        return _trained(task, learner, num_steps, inner_step, lambda loss, before, after: loss, key=seed_key)
+        return _trained(task, learner, num_steps, inner_step, observed, key=seed_key)
 
     return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
 
@@ -100,7 +105,7 @@ def _trained(
     *,
     key: PRNGKeyArray,
 ) -> PyTree:
-    """What `observe(loss, params before, params after)` sees at each step of training from scratch."""
+    """What `observe(loss, params before, params after, state)` sees at each step of training from scratch."""
     init_key, steps_key = jax.random.split(key)
     params = task.init(key=init_key)
     total = jnp.asarray(num_steps, jnp.int32)
@@ -108,7 +113,7 @@ def _trained(
     def step(carry, key):
         before, state = carry
         loss, after, state = inner_step.step(learner, task, before, state, total, key=key)
-        return (after, state), observe(loss, before, after)
+        return (after, state), observe(loss, before, after, state)
 
     return jax.lax.scan(step, (params, inner_step.init(learner, params)), jax.random.split(steps_key, num_steps))[1]
 
@@ -135,7 +140,7 @@ def step_sizes(
 
 @eqx.filter_jit
 def _step_sizes(task, optimizer, num_steps, key):
-    def sizes(loss, before, after):
+    def sizes(loss, before, after, state):
         moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, before)
         return {path_name(p): jnp.sqrt(jnp.mean(jnp.square(x))) for p, x in jax.tree_util.tree_leaves_with_path(moves)}
 

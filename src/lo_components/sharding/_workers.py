@@ -1,3 +1,4 @@
+import math
 from typing import TypeVar
 
 import equinox as eqx
@@ -9,9 +10,13 @@ from .._types import Params, typechecked
 from ..aggregators import AbstractAggregator
 from ..tasks import AbstractTask
 from ..unroll import AbstractInnerStep, LocalRound
+from ._batch import BatchSharded
 from ._mesh import check_mesh
 
 _DeltasT = TypeVar("_DeltasT")
+
+# Learned optimizers evaluate tensors from this size on in blocks of rows.
+_IN_BLOCKS_FROM = 2**18
 
 
 class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
@@ -61,6 +66,8 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
+        if isinstance(task, BatchSharded):
+            raise ValueError("`task` must not be a `BatchSharded` one: a worker's batch stays on the worker's device.")
         arrays, rest = eqx.partition((self.inner, task, params), eqx.is_array)
 
         def local(arrays, workers, keys):
@@ -84,8 +91,8 @@ def sliced(deltas: _DeltasT, mesh: Mesh) -> _DeltasT:
     """Deltas `[workers, *shape]` of which each device holds every worker's slice, for an aggregator to follow.
 
     To be called under `jit`, with deltas that are spread over the mesh by workers; it is where they are exchanged. Each
-    tensor is cut along its largest axis but the first that the number of devices divides, or else along the first. One
-    that cannot be cut goes to all devices whole.
+    tensor is cut along the axis whose slices are the most equal, not along the first if another will do. One that this
+    would make dearer, as a single number, goes to all devices whole.
 
     **Arguments:**
 
@@ -98,12 +105,22 @@ def sliced(deltas: _DeltasT, mesh: Mesh) -> _DeltasT:
 
 
 def _slice_spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    # Large tensors are evaluated in blocks of rows, so cutting the first axis is the last resort.
-    divisible = [axis for axis in range(1, len(shape)) if shape[axis] and shape[axis] % devices == 0]
-    if not divisible:
+    axes = [axis for axis in range(1, len(shape)) if shape[axis]]
+    if not axes:
         return PartitionSpec()
-    axis = max(divisible, key=lambda axis: (axis > 1, shape[axis]))
-    return PartitionSpec(*[None] * axis, "workers")
+    in_blocks = math.prod(shape[1:]) >= _IN_BLOCKS_FROM
+
+    def padded(axis: int) -> float:
+        """The largest slice, as a multiple of an equal share."""
+        return -(-shape[axis] // devices) * devices / shape[axis]
+
+    def order(axis: int):
+        # The first axis last: large tensors are evaluated in blocks of rows, which slices of rows would interrupt.
+        return axis == 1 and in_blocks, padded(axis) > 1.25, axis == 1, padded(axis), -shape[axis]
+
+    axis = min(axes, key=order)
+    # Sending all to all costs half as many sums as there are devices.
+    return PartitionSpec(*[None] * axis, "workers") if padded(axis) <= devices / 2 else PartitionSpec()
 
 
 def _constrained(tree: _DeltasT, mesh: Mesh, spec: PartitionSpec) -> _DeltasT:

@@ -5,12 +5,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
 from .. import _tree, aggregators
 from .._types import Params
 from ..aggregators import AbstractAggregator
-from ..optimizers import SGD, AbstractOptimizer, Scaled, StepContext
+from ..optimizers import SGD, AbstractOptimizer, OptaxOptimizer, Scaled, StepContext
 from ..tasks import AbstractTask
 from ._horizons import whole
 
@@ -46,6 +46,8 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
     """
 
     def init(self, learner: AbstractOptimizer, params: Params) -> PyTree:
+        if not isinstance(learner, AbstractOptimizer):
+            raise TypeError(f"`GradientStep` needs an optimizer as learner, got {type(learner).__name__}.")
         return learner.init(params)
 
     def step(
@@ -65,11 +67,20 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
         return loss, optax.apply_updates(params, updates), learner_state
 
 
+def _as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) -> AbstractOptimizer:
+    if isinstance(optimizer, optax.GradientTransformation):
+        return OptaxOptimizer(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise TypeError(f"`local_optimizer` must be an optimizer or an optax transformation, got {optimizer!r}.")
+    return optimizer
+
+
 class LocalRound(AbstractInnerStep[AbstractAggregator]):
     r"""One round: $K$ workers take $H$ local steps each from shared parameters, then their deltas are aggregated.
 
     Every local step has its own batch, `task.batch(key=..., worker=k)`, and its own key; the local optimizer starts
-    anew in each round. The loss is the mean over workers of the loss at the shared parameters, before any local step.
+    anew in each round. The loss is the mean of the loss at the shared parameters, before any local step, over the
+    workers that are present and finite.
     The task's update scales, where it has any, multiply the aggregator's update, so that a mean is no longer one; for
     scaled local steps wrap the local optimizer in [`lo_components.optimizers.Scaled`][].
 
@@ -81,7 +92,8 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
 
     - `num_workers`: $K$.
     - `local_steps`: $H$.
-    - `local_optimizer`: of the local steps; its arrays are constants.
+    - `local_optimizer`: of the local steps: an optimizer of this library, whose arrays are constants, or any optax
+        transformation.
     - `participation`: the probability with which a worker takes part in a round, drawn anew for each worker and round.
 
     Raises `ValueError` for fewer than one worker or step, or a probability outside $(0, 1]$.
@@ -92,7 +104,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
 
     num_workers: int = eqx.field(static=True)
     local_steps: Int[Array, ""] = eqx.field(converter=whole)
-    local_optimizer: AbstractOptimizer = SGD(0.5)
+    local_optimizer: AbstractOptimizer = eqx.field(default=SGD(0.5), converter=_as_optimizer)
     participation: float = eqx.field(default=1.0, static=True)
 
     def __check_init__(self):
@@ -104,6 +116,8 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
             raise ValueError(f"`participation` must be above 0 and at most 1, got {self.participation}.")
 
     def init(self, learner: AbstractAggregator, params: Params) -> PyTree:
+        if not isinstance(learner, AbstractAggregator):
+            raise TypeError(f"`LocalRound` needs an aggregator as learner, got {type(learner).__name__}.")
         return learner.init(params)
 
     def step(
@@ -122,6 +136,11 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     def workers(self, key: PRNGKeyArray) -> tuple[Int[Array, " workers"], WorkerKeys]:
         """The index and the key of each worker in a round."""
         return jnp.arange(self.num_workers, dtype=jnp.int32), jax.random.split(key, self.num_workers)
+
+    def presence_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+        """The key by which it is drawn who takes part in a round."""
+        # `split` gives each worker the key that `fold_in` gives for its index.
+        return jax.random.fold_in(key, self.num_workers)
 
     def local(
         self, task: AbstractTask, params: Params, workers: Int[Array, " workers"], keys: WorkerKeys
@@ -144,11 +163,8 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         """What becomes of all workers' losses and deltas: the result of `step`."""
         present = None
         if self.participation < 1:
-            # Workers' keys are those of the numbers below `num_workers`.
-            present = jax.random.bernoulli(
-                jax.random.fold_in(key, self.num_workers), self.participation, (self.num_workers,)
-            )
-        loss = jnp.mean(losses)
+            present = jax.random.bernoulli(self.presence_key(key), self.participation, (self.num_workers,))
+        loss = _mean_loss(losses, present)
         context = StepContext(loss=loss, num_steps=num_steps, present=present)
         aggregator = learner if task.update_scales is None else aggregators.Scaled(learner, task.update_scales)
         update, learner_state = aggregator.aggregate(deltas, learner_state, params, context=context)
@@ -170,6 +186,15 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         carry = (jnp.zeros((), jnp.float32), start, self.local_optimizer.init(start))
         loss, end, _ = jax.lax.fori_loop(0, self.local_steps, step, carry)
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
+
+
+def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"] | None) -> Float[Array, ""]:
+    """Over the workers that are present and finite; over all that are finite, where none of them is present."""
+    finite = jnp.isfinite(losses)
+    some = finite if present is None else finite & present
+    counted = jnp.where(jnp.any(some), some, finite)
+    mean = jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(jnp.sum(counted, dtype=jnp.float32), 1.0)
+    return jnp.where(jnp.any(counted), mean, jnp.nan)
 
 
 def _loss_and_grads(
