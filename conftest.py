@@ -22,6 +22,13 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def standard_promotion():
+    """Optax's Adam mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_freed():
     """Each holds mapped memory, of which a process may have 65,530 pieces on Linux; beyond, the compiler crashes."""

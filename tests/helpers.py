@@ -65,3 +65,14 @@ def load_golden(name: str) -> dict:
 def run_python(code: str) -> subprocess.CompletedProcess:
     """Run `code` in a fresh interpreter: no import hook, nothing imported yet."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def refusals(attempts):
+    """What each attempt's `ValueError` says; of one that is not refused, what it returns."""
+    found = {}
+    for name, attempt in attempts.items():
+        try:
+            found[name] = str(attempt())
+        except ValueError as error:
+            found[name] = f"ValueError: {error}"
+    return found

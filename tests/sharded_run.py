@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from helpers import refusals
+
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 DEVICES = {"meshes": 8, "process": 2}
 # No product of a device's pairs and the other sizes is the number of all pairs, on which a test relies.
@@ -142,13 +144,7 @@ def errors() -> dict[str, str]:
         "batch": lambda: estimator(mesh, batch_size=5).estimator.unroll.task.batch(key=jax.random.key(0)),
         "mesh": lambda: estimator(explicit),
     }
-    found = {}
-    for name, attempt in attempts.items():
-        try:
-            found[name] = str(attempt())
-        except ValueError as error:
-            found[name] = f"ValueError: {error}"
-    return found
+    return refusals(attempts)
 
 
 def values(state) -> list:

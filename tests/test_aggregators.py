@@ -11,7 +11,7 @@ import pytest
 from helpers import assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
-from lo_components import aggregators, heads, recipes
+from lo_components import aggregators, heads, recipes, sharding
 from lo_components.aggregators import (
     AbstractMaskedAggregator,
     LearnedAggregator,
@@ -21,7 +21,7 @@ from lo_components.aggregators import (
     Screened,
     SlowMo,
 )
-from lo_components.estimators import PES
+from lo_components.estimators import PES, TruncatedBackprop
 from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas, TensorView
 from lo_components.optimizers import SGD, AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.steps import Direction
@@ -430,6 +430,8 @@ def test_any_optax_transformation_takes_local_steps_and_nothing_else_does():
     assert_close(one_round(LocalRound(2, 3, optax.sgd(0.1, momentum=0.9)), Mean(), task), expected, rtol=0, atol=0)
     with pytest.raises(TypeError, match="local_optimizer"):
         LocalRound(2, 1, 0.1)
+    with pytest.raises(TypeError, match="optimizer"):
+        OuterOptimizer("adam")
 
 
 def test_learners_of_the_other_kind_are_refused_by_name():
@@ -469,6 +471,16 @@ def test_state_stays_float32_for_bfloat16_parameters(aggregator, params, deltas)
         update, after = aggregator.aggregate(deltas, state, params)
     assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
     assert {u.dtype for u in jax.tree.leaves(update)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_rounds_cannot_be_differentiated_backwards_and_that_is_said_by_name():
+    unroll = TruncatedUnroll(Noisy(), ConstantHorizon(4), 2, inner_step=LocalRound(2, 2))
+    with pytest.raises(ValueError, match="`unroll` must not have a `LocalRound`.*`PES`"):
+        TruncatedBackprop(unroll)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    spread = dataclasses.replace(unroll, inner_step=sharding.WorkerSharded(LocalRound(2, 2), mesh))
+    with pytest.raises(ValueError, match="`unroll` must not have a `WorkerSharded`.*`PES`"):
+        TruncatedBackprop(spread)
 
 
 def test_rounds_without_workers_or_steps_are_refused():

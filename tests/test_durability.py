@@ -30,12 +30,7 @@ from lo_components.sharding import ParticleSharded, make_mesh
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies integers and floats."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 ESTIMATOR = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)

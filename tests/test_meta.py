@@ -47,12 +47,7 @@ from lo_components.optimizers import SGD, Adam
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies integers and floats."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 DIAGNOSTICS = {"restarts", "clipped_losses", "reduced_differences", "variance", "signal"}

@@ -12,11 +12,7 @@ from lo_components.optimizers import SGD, Adam, OptaxOptimizer, StepContext, as_
 SHAPES = {"w": (3, 4), "b": (4,)}
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam mixes integers and floats."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture

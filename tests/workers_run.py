@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from helpers import refusals
+
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 DEVICES = {"meshes": 8, "all-meshes": 8, "process": 2}
 WORKERS, ROUNDS = 8, 3
@@ -176,13 +178,7 @@ def errors() -> dict[str, str]:
         "mesh": lambda: sliced({}, jax.make_mesh((8,), ("workers",))),
         "size": lambda: make_mesh(workers=3),
     }
-    found = {}
-    for name, attempt in attempts.items():
-        try:
-            found[name] = str(attempt())
-        except ValueError as error:
-            found[name] = f"ValueError: {error}"
-    return found
+    return refusals(attempts)
 
 
 if __name__ == "__main__":

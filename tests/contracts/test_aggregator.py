@@ -28,11 +28,7 @@ every_aggregator = pytest.mark.parametrize("aggregator", TABLE.values(), ids=TAB
 aggregate = eqx.filter_jit(lambda a, *args, **kwargs: a.aggregate(*args, **kwargs))
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam mixes integers and floats."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture

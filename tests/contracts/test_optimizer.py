@@ -28,11 +28,7 @@ every_optimizer = pytest.mark.parametrize("optimizer", TABLE, ids=lambda o: type
 update = eqx.filter_jit(lambda o, *args, **kwargs: o.update(*args, **kwargs))
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam mixes integers and floats."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture

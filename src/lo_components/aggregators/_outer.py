@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
-from ..optimizers import AbstractOptimizer, OptaxOptimizer, StepContext
+from ..optimizers import AbstractOptimizer, StepContext, as_optimizer
 from ._base import AbstractMaskedAggregator
 
 
@@ -27,8 +27,10 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
         """**Arguments:**
 
         - `optimizer`: an optax transformation, or an optimizer of this library.
+
+        Raises `TypeError` for anything else.
         """
-        self.optimizer = optimizer if isinstance(optimizer, AbstractOptimizer) else OptaxOptimizer(optimizer)
+        self.optimizer = as_optimizer(optimizer)
 
     def start(self, params: Params) -> Any:
         return self.optimizer.init(_in_float32(params))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from ..unroll import InnerState, LocalRound, TruncatedUnroll
+from ..unroll import InnerState, TruncatedUnroll
 from ._base import AbstractEstimator, Estimate
 from ._pairs import refuse_array_scales, signal_and_noise
 
@@ -35,10 +35,10 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
     def __check_init__(self):
         if self.num_particles < 1:
             raise ValueError(f"`num_particles` must be at least 1, got {self.num_particles}.")
-        if isinstance(self.unroll.inner_step, LocalRound):
+        if not self.unroll.inner_step.reverse_mode:
             raise ValueError(
-                "`unroll` must not have a `LocalRound`: its loop of local steps has no reverse-mode derivative. Use an "
-                "evolution strategy, for instance `PES`."
+                f"`unroll` must not have a `{type(self.unroll.inner_step).__name__}`: its loop of local steps has no "
+                "reverse-mode derivative. Use an evolution strategy, for instance `PES`."
             )
 
     def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:

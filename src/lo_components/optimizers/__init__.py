@@ -8,6 +8,7 @@ from ._learned import LearnedOptimizer as LearnedOptimizer
 from ._learned import LearnedOptimizerState as LearnedOptimizerState
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax
+from ._optax import as_optimizer as as_optimizer
 from ._wrappers import Clipped as Clipped
 from ._wrappers import Decayed as Decayed
 from ._wrappers import Scaled as Scaled

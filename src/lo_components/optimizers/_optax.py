@@ -39,6 +39,25 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         return cast_like(updates, params), state
 
 
+def as_optimizer(
+    optimizer: AbstractOptimizer | optax.GradientTransformation, name: str = "optimizer"
+) -> AbstractOptimizer:
+    """An optimizer of this library as it is, an optax transformation as [`lo_components.optimizers.OptaxOptimizer`][].
+
+    **Arguments:**
+
+    - `optimizer`: one or the other.
+    - `name`: what an error calls it.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(optimizer, optax.GradientTransformation):
+        return OptaxOptimizer(optimizer)
+    if not isinstance(optimizer, AbstractOptimizer):
+        raise TypeError(f"`{name}` must be an optimizer or an optax transformation, got {optimizer!r}.")
+    return optimizer
+
+
 def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraArgs:
     """An optimizer as an optax transformation, to use alone or inside `optax.chain`.
 

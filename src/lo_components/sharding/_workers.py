@@ -1,5 +1,5 @@
 import math
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -40,6 +40,7 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
     Raises `ValueError` where the workers cannot be shared equally.
     """
 
+    reverse_mode: ClassVar[bool] = False
     inner: LocalRound
     mesh: Mesh = eqx.field(static=True)
     slices: bool = eqx.field(default=True, static=True)

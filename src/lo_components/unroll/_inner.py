@@ -1,5 +1,5 @@
 import abc
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 from .. import _tree, aggregators
 from .._types import Params
 from ..aggregators import AbstractAggregator
-from ..optimizers import SGD, AbstractOptimizer, OptaxOptimizer, Scaled, StepContext
+from ..optimizers import SGD, AbstractOptimizer, Scaled, StepContext, as_optimizer
 from ..tasks import AbstractTask
 from ._horizons import whole
 
@@ -19,7 +19,12 @@ WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
 
 
 class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
-    """What one step of inner training does with a learner: an optimizer, or an aggregator."""
+    """What one step of inner training does with a learner: an optimizer, or an aggregator.
+
+    `reverse_mode` says whether it can be differentiated backwards.
+    """
+
+    reverse_mode: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, learner: LearnerT, params: Params) -> PyTree:
@@ -67,22 +72,14 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
         return loss, optax.apply_updates(params, updates), learner_state
 
 
-def _as_optimizer(optimizer: AbstractOptimizer | optax.GradientTransformation) -> AbstractOptimizer:
-    if isinstance(optimizer, optax.GradientTransformation):
-        return OptaxOptimizer(optimizer)
-    if not isinstance(optimizer, AbstractOptimizer):
-        raise TypeError(f"`local_optimizer` must be an optimizer or an optax transformation, got {optimizer!r}.")
-    return optimizer
-
-
 class LocalRound(AbstractInnerStep[AbstractAggregator]):
     r"""One round: $K$ workers take $H$ local steps each from shared parameters, then their deltas are aggregated.
 
     Every local step has its own batch, `task.batch(key=..., worker=k)`, and its own key; the local optimizer starts
     anew in each round. The loss is the mean of the loss at the shared parameters, before any local step, over the
-    workers that are present and finite.
-    The task's update scales, where it has any, multiply the aggregator's update, so that a mean is no longer one; for
-    scaled local steps wrap the local optimizer in [`lo_components.optimizers.Scaled`][].
+    workers that are present and finite. The task's update scales, where it has any, multiply the aggregator's update,
+    so that a mean is no longer one; for scaled local steps wrap the local optimizer in
+    [`lo_components.optimizers.Scaled`][].
 
     All workers run on one device, as one `vmap`; [`lo_components.sharding.WorkerSharded`][] spreads them. The number of
     local steps is an array, so another one compiles nothing anew; the loop that this takes can be differentiated
@@ -102,9 +99,12 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
     """
 
+    reverse_mode: ClassVar[bool] = False
     num_workers: int = eqx.field(static=True)
     local_steps: Int[Array, ""] = eqx.field(converter=whole)
-    local_optimizer: AbstractOptimizer = eqx.field(default=SGD(0.5), converter=_as_optimizer)
+    local_optimizer: AbstractOptimizer = eqx.field(
+        default=SGD(0.5), converter=lambda x: as_optimizer(x, "local_optimizer")
+    )
     participation: float = eqx.field(default=1.0, static=True)
 
     def __check_init__(self):
