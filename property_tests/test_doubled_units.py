@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from networks import CLASSES, KEY, adam, inputs_for, learned, sgd, shape_of_model, trajectory
 from strategies import log_floats, seeds
 
-from lo_components.nn import declared_widths
-from lo_components.parametrization import Absorbed, MuP, infer_widths
+from lo_components.nn import MLP, declared_widths
+from lo_components.parametrization import Absorbed, Axis, MuP, infer_widths
 
 WIDTHS = {"mlp": 8, "lm": 8, "separable": 8, "cnn": 8, "resnet": 16, "vit": 8}
 FAST = ["mlp", "lm", "separable"]
@@ -90,6 +90,30 @@ def test_under_mup_a_network_with_every_unit_doubled_trains_as_before(name, seed
     a, b = (
         trajectory(model, p, parametrization.update_scales(declared_widths(model)), optimizer, *batch)
         for model, p in ((narrow, params), (wide, doubled(params, wide)))
+    )
+    assert_same_training(a, b)
+
+
+@given(seeds, rates, st.booleans(), st.tuples(*[hyper_multipliers] * 3))
+def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_grow(seed, rate, by_adam, mults):
+    parametrization = rule_and_multipliers(by_adam, mults)
+    optimizer = adam(rate) if by_adam else sgd(10 * rate)
+    rng = np.random.default_rng(seed)
+    inputs, classes = inputs_for("mlp", rng)
+    once, twice = (
+        eqx.filter_eval_shape(
+            lambda n=n: MLP(
+                Axis.growing(16 * n, 16), CLASSES, width=8, depth=2, parametrization=parametrization, key=KEY
+            )
+        )
+        for n in (1, 2)
+    )
+    params = drawn(once, rng)
+    halves = eqx.tree_at(lambda p: p.layers[0].weight, params, jnp.repeat(params.layers[0].weight, 2, 1) / 2)
+    leaves = jax.tree.structure(arrays_of(twice)).unflatten(jax.tree.leaves(halves))
+    a, b = (
+        trajectory(model, p, parametrization.update_scales(declared_widths(model)), optimizer, x, classes)
+        for model, p, x in ((once, params, inputs), (twice, leaves, jnp.repeat(inputs, 2, 1)))
     )
     assert_same_training(a, b)
 

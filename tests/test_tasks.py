@@ -88,6 +88,13 @@ def test_mup_scales_hidden_weights_alone(base_width, expected):
     assert all(type(scale) is float for scale in scales.values())
 
 
+def test_images_larger_than_the_base_models_scale_the_first_layer_as_a_hidden_one():
+    scales = scales_of(toy_task(parametrization=MuP(), width=8, base_width=8, base_in_size=1))
+    assert scales.pop(".layers[0].weight") == 1 / 2 and set(scales.values()) == {1.0}
+    scales = scales_of(toy_task(parametrization=MuP(update_rule="sgd"), width=8, base_width=4, base_in_size=1))
+    assert scales[".layers[0].weight"] == 2 / 2
+
+
 def test_losses_are_clipped_at_one_and_a_half_times_that_of_a_guess():
     assert toy_task().max_loss == pytest.approx(1.5 * math.log(3))
     assert mlp_classification(digits(), width=4).max_loss == pytest.approx(1.5 * math.log(10))
@@ -103,7 +110,9 @@ def test_batches_have_the_asked_size_and_split():
     assert pixels <= {tuple(p) for p in test.round(4)}
 
 
-@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"width": 0}, {"depth": 0}, {"base_width": 0}, {"width": -3}])
+@pytest.mark.parametrize(
+    "sizes", [{"batch_size": 0}, {"width": 0}, {"depth": 0}, {"base_width": 0}, {"base_in_size": 0}, {"width": -3}]
+)
 def test_impossible_sizes_are_refused_by_name(sizes):
     (name,) = sizes
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {sizes[name]}"):

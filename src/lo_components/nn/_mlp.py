@@ -21,7 +21,7 @@ class MLP(eqx.Module):
 
     def __init__(
         self,
-        in_size: int,
+        in_size: Axis | int,
         out_size: int,
         *,
         width: int,
@@ -33,7 +33,9 @@ class MLP(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_size`, `out_size`: the number of inputs and outputs.
+        - `in_size`, `out_size`: the number of inputs and outputs. For inputs that are more than in the base model, as
+            those of larger images, an [`lo_components.parametrization.Axis`][]: `Axis.growing(3072, 64)`. Then the
+            first layer is scaled as a hidden one.
         - `width`: units per hidden layer.
         - `depth`: the number of hidden layers, at least 1.
         - `parametrization`: for instance [`lo_components.parametrization.SP`][] or
@@ -42,7 +44,8 @@ class MLP(eqx.Module):
         - `activation`: after each hidden layer.
         - `key`: for the initial values.
         """
-        check_sizes(in_size=in_size, out_size=out_size, width=width, depth=depth, base_width=base_width)
+        inputs = None if isinstance(in_size, Axis) else in_size  # an `Axis` checks itself
+        check_sizes(in_size=inputs, out_size=out_size, width=width, depth=depth, base_width=base_width)
         hidden = Axis.growing(width, base_width)
         sizes = [in_size, *[hidden] * depth, out_size]
         keys = jax.random.split(key, depth + 1)

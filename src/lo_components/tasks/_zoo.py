@@ -7,7 +7,8 @@ from typing import Any, Literal
 from .._types import typechecked
 from ..data import ImageDataset, TokenDataset
 from ..nn import CNN, MLP, ResNet, TransformerLM, ViT
-from ..parametrization import SP, AbstractParametrization
+from ..nn._layers import check_sizes
+from ..parametrization import SP, AbstractParametrization, Axis
 from ._language import LanguageModeling
 from ._supervised import ImageClassification
 
@@ -20,6 +21,7 @@ def mlp_classification(
     depth: int = 2,
     parametrization: AbstractParametrization = SP(),
     base_width: int | None = None,
+    base_in_size: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
     """Image classification with an MLP.
@@ -29,13 +31,17 @@ def mlp_classification(
     - `dataset`: the images.
     - `width`, `depth`: units per hidden layer, and the number of hidden layers.
     - `parametrization`, `base_width`: as in [`lo_components.nn.MLP`][].
+    - `base_in_size`: the number of inputs at which the first layer's multipliers are 1, for images of other sizes than
+        an optimizer was tuned or meta-trained on; `None`: inputs do not grow, as in the papers.
     - `batch_size`: images per step.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
         LAgg-A (arXiv 2312.02204): two layers of 128 on Fashion-MNIST, three on ImageNet 32x32.
     """
-    in_size = math.prod(dataset.image_shape)
+    check_sizes(base_in_size=base_in_size)
+    pixels = math.prod(dataset.image_shape)
+    in_size = Axis.fixed(pixels) if base_in_size is None else Axis.growing(pixels, base_in_size)
 
     def build(key):
         sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
