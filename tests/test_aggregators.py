@@ -483,6 +483,13 @@ def test_rounds_cannot_be_differentiated_backwards_and_that_is_said_by_name():
         TruncatedBackprop(spread)
 
 
+def test_the_mean_of_the_largest_deltas_is_finite():
+    params, large = {"w": jnp.zeros(2)}, jnp.finfo(jnp.float32).max
+    update, state = Mean().aggregate({"w": jnp.full((3, 2), large)}, Mean().init(params), params)
+    np.testing.assert_allclose(update["w"], large, rtol=1e-6)
+    assert state.used == 1.0
+
+
 def test_rounds_without_workers_or_steps_are_refused():
     with pytest.raises(ValueError, match="`num_workers` must be at least 1, got 0"):
         LocalRound(0, 1)

@@ -142,3 +142,10 @@ def test_wrong_deltas_are_refused(aggregator, params, deltas):
         ValueError, match=r"`context.present` must have one entry per worker: got \(2,\), expected \(3,\)"
     ):
         aggregator.aggregate(deltas, state, params, context=StepContext(present=jnp.ones(2, bool)))
+
+
+@every_aggregator
+def test_a_state_of_another_aggregator_is_refused_by_name(aggregator, params, deltas):
+    foreign = aggregators.AggregatorState({"foreign": jnp.zeros(())}, jnp.ones(()))
+    with pytest.raises(ValueError, match="`state` must come from this aggregator's `init`"):
+        aggregator.aggregate(deltas, foreign, params)

@@ -67,7 +67,8 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
 
         **Returns:** the update to add to `params`, in their dtype, and the next state.
 
-        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect.
+        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect, and
+        where `state` has another structure than this aggregator's.
         """
 
 
@@ -115,6 +116,7 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
     ) -> tuple[Params, AggregatorState]:
         """As for every aggregator, with `combine` for the workers that can be used."""
         refuse_unlike(deltas, params, context.present)
+        _refuse_foreign(state.inner, eqx.filter_eval_shape(self.start, params))
         deltas = jax.tree.map(lambda d: jnp.asarray(d).astype(jnp.float32), deltas)
         used = usable(deltas, context.present)
         mean = jax.tree.map(lambda d: _mean(d, used), deltas)
@@ -137,8 +139,18 @@ def _along(used: Bool[Array, " workers"], delta: Float[Array, "workers ..."]) ->
 
 
 def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) -> Float[Array, "*shape"]:
+    # Divided before the sum, which large deltas would overflow.
     count = jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1.0)
-    return jnp.sum(jnp.where(_along(used, delta), delta, 0.0), axis=0) / count
+    return jnp.sum(jnp.where(_along(used, delta), delta / count, 0.0), axis=0)
+
+
+def _refuse_foreign(state: Any, expected: Any) -> None:
+    structures = jax.tree.structure(state), jax.tree.structure(expected)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "`state` must come from this aggregator's `init` or its previous round: it remembers "
+            f"{structures[0]}, expected {structures[1]}."
+        )
 
 
 def refuse_unlike(deltas: Any, params: Any, present: Any) -> None:
