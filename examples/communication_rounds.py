@@ -2,11 +2,12 @@
 
     python examples/communication_rounds.py                   # digits
     python examples/communication_rounds.py --data FOLDER     # Fashion-MNIST's four idx files, pooled to 8x8
-    python examples/communication_rounds.py --others          # also other K, H, widths and models, not meta-trained for
+    python examples/communication_rounds.py --panels all      # also other K, H, widths and models, not meta-trained for
     python examples/communication_rounds.py --smoke           # everything in small
 
 The LAgg-A paper's experiment (arXiv 2312.02204), in small: K = 8 workers with H = 4 local steps. Baselines are tuned on
-grids, each in one compiled call, by the mean loss of the last 20 rounds of one seed.
+grids, each in one compiled call, by the mean loss of the last 20 rounds of one seed. Meta-training goes on from the
+checkpoints beside the picture, where there are any.
 """
 
 import argparse
@@ -23,31 +24,39 @@ import optax
 
 import lo_components as loc
 from lo_components.aggregators import Mean, OuterOptimizer, SlowMo
-from lo_components.optimizers import SGD, Adam
+from lo_components.optimizers import SGD, Adam, Scaled
+from lo_components.parametrization import SP, MuP
 from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, TruncatedUnroll
 
-WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE, WIDTH = 8, 4, 32, 0.5, 32
+WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
+WIDTH, PIXELS = 32, 64  # of the network that learned aggregators are meta-trained on
 LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
 RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
 MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
-# By name: what is tuned, and from it a learner and what a step does. SGD and Adam take as many samples in a step as the
-# others in a round.
+# By name: what is tuned, the same with fewer values, and from it a learner and what a step does. SGD and Adam take as
+# many samples in a step as the others in a round.
 BASELINES = {
-    "local SGD": ((LOCAL_RATES,), lambda spread, gamma: (Mean(), spread(gamma))),
+    "local SGD": ((LOCAL_RATES,), (LOCAL_RATES,), lambda spread, gamma: (Mean(), spread(gamma))),
     "SlowMo": (
         (LOCAL_RATES, MOMENTA, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+        (LOCAL_RATES, (0.65, 0.8, 0.9), (0.5, 0.75, 1.25)),
         lambda spread, gamma, beta, alpha: (SlowMo(beta, alpha), spread(gamma)),
     ),
     "outer Nesterov": (
         (LOCAL_RATES, (0.3, 0.5, 0.7, 1.0), (0.5, 0.7, 0.8, 0.9, 0.95)),
+        (LOCAL_RATES, (0.7, 1.0), (0.8, 0.9)),
         lambda spread, gamma, rate, momentum: (
             OuterOptimizer(optax.sgd(rate, momentum=momentum, nesterov=True)),
             spread(gamma),
         ),
     ),
-    "outer Adam": ((LOCAL_RATES, RATES), lambda spread, gamma, rate: (OuterOptimizer(Adam(rate)), spread(gamma))),
-    "SGD": ((RATES,), lambda spread, rate: (SGD(rate), GradientStep())),
-    "Adam": ((RATES,), lambda spread, rate: (Adam(rate), GradientStep())),
+    "outer Adam": (
+        (LOCAL_RATES, RATES),
+        (LOCAL_RATES, (0.01, 0.001)),
+        lambda spread, gamma, rate: (OuterOptimizer(Adam(rate)), spread(gamma)),
+    ),
+    "SGD": ((RATES,), (RATES,), lambda spread, rate: (SGD(rate), GradientStep())),
+    "Adam": ((RATES,), (RATES,), lambda spread, rate: (Adam(rate), GradientStep())),
 }
 
 
@@ -66,8 +75,11 @@ def read(folder: Path | None):
 
 
 def make_mlp(dataset, width: int = WIDTH):
-    """From the batch size to the task."""
-    return lambda size: loc.tasks.mlp_classification(dataset, width=width, depth=2, batch_size=size)
+    """From batch size and parametrization to the task; muP's multipliers are 1 for the network of meta-training."""
+    sizes = dict(width=width, depth=2, base_width=WIDTH, base_in_size=PIXELS)
+    return lambda size, parametrization=SP(): loc.tasks.mlp_classification(
+        dataset, **sizes, parametrization=parametrization, batch_size=size
+    )
 
 
 def spread(workers: int, steps: int, rate):
@@ -78,8 +90,8 @@ def meta_train(name: str, learner, task, folder: Path, meta_steps: int, pairs: i
     unroll = TruncatedUnroll(task, horizon, window, inner_step=spread(WORKERS, LOCAL_STEPS, LOCAL_RATE))
     return loc.meta.meta_train(
         learner,
-        loc.estimators.PES(unroll, num_pairs=pairs, std=0.01),
-        loc.meta.meta_optimizer(meta_steps, peak=3e-3, end=0.0),
+        loc.estimators.PES(unroll, num_pairs=pairs, std=0.1),
+        loc.meta.meta_optimizer(meta_steps, peak=1e-2, end=0.0),
         meta_steps,
         checkpoints=loc.meta.Checkpoints(folder / name, {"name": name, "meta_steps": meta_steps}),
         log_every=10,
@@ -88,10 +100,10 @@ def meta_train(name: str, learner, task, folder: Path, meta_steps: int, pairs: i
     )
 
 
-def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, thin: int, key):
+def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, coarse: bool, key):
     """The learner and the inner step of a baseline's best configuration, which configuration, and of how many."""
-    values, make = BASELINES[name]
-    configurations = jnp.asarray(list(itertools.product(*(v[::thin] for v in values))), jnp.float32)
+    fine, few, make = BASELINES[name]
+    configurations = jnp.asarray(list(itertools.product(*(few if coarse else fine))), jnp.float32)
     size = batch * workers * steps if name in ("SGD", "Adam") else batch
     task = make_task(size)
 
@@ -108,20 +120,37 @@ def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: in
     return *make(lambda rate: spread(workers, steps, rate), *best), task, best, len(configurations)
 
 
+def counted(rounds: float) -> str:
+    return f"{rounds:.0f}" if np.isfinite(rounds) else "never"
+
+
 def compare(
-    title, make_task, learned, *, workers, steps, rounds, seeds, thin, batch=LOCAL_BATCH, names=tuple(BASELINES)
+    title,
+    make_task,
+    learned,
+    *,
+    workers=WORKERS,
+    steps=LOCAL_STEPS,
+    rounds,
+    seeds,
+    coarse,
+    mup=False,
+    batch=LOCAL_BATCH,
+    names=tuple(BASELINES),
 ):
     """Losses `[seeds, rounds]` by name; prints the rounds to what local SGD and the best baseline end with."""
     begin, key = time.perf_counter(), jax.random.key(2)
     curves, chosen = {}, {}
-    for name, aggregator in learned.items():
-        inner = spread(workers, steps, LOCAL_RATE)
-        curves[name] = loc.meta.evaluate(
-            make_task(batch), aggregator, rounds, inner_step=inner, num_seeds=seeds, key=key
-        )
+    settings = {"": (make_task(batch), spread(workers, steps, LOCAL_RATE))}
+    if mup:
+        local_scales = make_task(batch, MuP(update_rule="sgd", bias_std=0.0)).update_scales
+        local = Scaled(SGD(LOCAL_RATE), local_scales)
+        settings[", muP"] = (make_task(batch, MuP(bias_std=0.0)), LocalRound(workers, steps, local))
+    for (name, aggregator), (suffix, (task, inner)) in itertools.product(learned.items(), settings.items()):
+        curves[name + suffix] = loc.meta.evaluate(task, aggregator, rounds, inner_step=inner, num_seeds=seeds, key=key)
     for name in names:
         learner, inner, task, best, count = tuned(
-            make_task, name, workers, steps, rounds, batch, thin, jax.random.key(3)
+            make_task, name, workers, steps, rounds, batch, coarse, jax.random.key(3)
         )
         curves[name] = loc.meta.evaluate(task, learner, rounds, inner_step=inner, num_seeds=seeds, key=key)
         chosen[name] = f"  {', '.join(f'{x:g}' for x in best)} (best of {count})"
@@ -142,10 +171,34 @@ def compare(
         cells = []
         for loss in targets.values():
             taken = np.asarray(evaluation.steps_to(loss))
-            cells.append(f"{np.median(taken):.0f} ({taken.min():.0f} to {taken.max():.0f})")
+            cells.append("{} ({} to {})".format(*map(counted, (np.median(taken), taken.min(), taken.max()))))
         print(f"{name:<16}" + "".join(f"{c:>28}" for c in cells) + f"{finals[name]:>12.4f}{chosen.get(name, '')}")
     print(flush=True)
     return {name: np.asarray(evaluation.losses) for name, evaluation in curves.items()}
+
+
+PANELS = {
+    "as in meta-training": dict(),
+    "H = 8": dict(steps=8),
+    "H = 16": dict(steps=16),
+    "K = 4": dict(workers=4),
+    "K = 16": dict(workers=16),
+    "width 128": dict(mup=True),
+    "CNN": dict(),
+    "CIFAR-10": dict(mup=True),
+}
+
+
+def task_of(panel: str, dataset, cifar10: Path | None):
+    if panel == "width 128":
+        return make_mlp(dataset, 128)
+    if panel == "CNN":
+        return lambda size: loc.tasks.cnn_classification(dataset, width=16, batch_size=size)
+    if panel == "CIFAR-10":
+        if cifar10 is None:
+            raise ValueError("The panel CIFAR-10 needs `--cifar10`, the folder with CIFAR-10's batches.")
+        return make_mlp(loc.data.cifar10(cifar10))
+    return make_mlp(dataset)
 
 
 def main(
@@ -155,57 +208,54 @@ def main(
     meta_steps: int = 1500,
     rounds: int = 1000,
     seeds: int = 10,
-    others: bool = False,
+    panels: list[str] | None = None,
     smoke: bool = False,
 ) -> None:
-    dataset, hidden, pairs, window, horizon, thin = read(data), 32, 4, 50, LogUniformHorizon(100, 500), 1
+    panels = panels or ["as in meta-training"]
+    if panels == ["all"]:
+        panels = [name for name in PANELS if name != "CIFAR-10" or cifar10 is not None]
+    dataset, hidden, pairs, window, horizon = read(data), 32, 4, 50, LogUniformHorizon(100, 1000)
+    names, elsewhere = tuple(BASELINES), ("local SGD", "SlowMo", "outer Nesterov")
     if smoke:
-        hidden, pairs, window, horizon, meta_steps, rounds, seeds, thin = 2, 1, 2, LogUniformHorizon(2, 4), 2, 20, 2, 4
+        hidden, pairs, window, horizon, meta_steps, rounds, seeds = 2, 1, 2, LogUniformHorizon(2, 4), 2, 20, 2
+        names = elsewhere = ("local SGD", "outer Adam", "Adam")
     make_task, key = make_mlp(dataset, 4 if smoke else WIDTH), jax.random.key(0)
     recipes = {
         "LAgg-A": lambda: loc.recipes.lagg_a(WORKERS, hidden_size=hidden, key=key),
         "LOpt-A": lambda: loc.recipes.lopt_a(hidden_size=hidden, key=key),
+        "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
     }
-    learned = {}
+    learned, folder = {}, out.with_suffix("")
     for name, recipe in recipes.items():
-        folder = out.with_suffix("")
         learned[name] = meta_train(name, recipe(), make_task(LOCAL_BATCH), folder, meta_steps, pairs, window, horizon)
-        loc.interop.save_arrays(folder / f"{name.lower()}.safetensors", learned[name])
-
-    names = ("local SGD", "SlowMo", "Adam") if smoke else tuple(BASELINES)
-    same = dict(rounds=rounds, seeds=seeds, thin=thin, names=names)
-    panels = {
-        "as in meta-training": compare(
-            "As in meta-training", make_task, learned, workers=WORKERS, steps=LOCAL_STEPS, **same
+        loc.interop.save_arrays(folder / f"{name.lower().replace(' ', '-')}.safetensors", learned[name])
+    curves = {}
+    for panel in panels:
+        same = panel == "as in meta-training"
+        fits = {name: a for name, a in learned.items() if name != "LAgg-A" or "workers" not in PANELS[panel]}
+        curves[panel] = compare(
+            panel,
+            make_task if smoke else task_of(panel, dataset, cifar10),
+            fits,
+            rounds=rounds if same else rounds // 2,
+            seeds=seeds if same else min(seeds, 3),
+            coarse=smoke or not same,
+            names=names if same else elsewhere,
+            **PANELS[panel],
         )
-    }
-    if others:
-        few = dict(rounds=rounds, seeds=min(seeds, 3), thin=max(thin, 2), names=("local SGD", "SlowMo"))
-        any_number = {"LOpt-A": learned["LOpt-A"]}
-        for steps in (8, 16):
-            panels[f"H = {steps}"] = compare(f"{steps} local steps", make_task, learned, workers=8, steps=steps, **few)
-        for workers in (4, 16):
-            title = f"{workers} workers"
-            panels[title] = compare(title, make_task, any_number, workers=workers, steps=LOCAL_STEPS, **few)
-        elsewhere = {"width 128": make_mlp(dataset, 128)}
-        elsewhere["CNN"] = lambda size: loc.tasks.cnn_classification(dataset, width=16, batch_size=size)
-        if cifar10 is not None:
-            elsewhere["CIFAR-10"] = make_mlp(loc.data.cifar10(cifar10))
-        for title, make in elsewhere.items():
-            panels[title] = compare(title, make, learned, workers=WORKERS, steps=LOCAL_STEPS, **few)
-    loc.plots.training_curves(panels, out, title="Loss over communication rounds", unit="round")
+    loc.plots.training_curves(curves, out, title="Loss over communication rounds", unit="round")
     print(f"picture: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
-    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches, for --others")
+    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches, for the panel CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("communication_rounds.png"))
     parser.add_argument("--meta-steps", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--others", action="store_true", help="other K, H, widths and models as well")
+    parser.add_argument("--panels", nargs="+", choices=["all", *PANELS], help="where to compare (default: the first)")
     parser.add_argument("--smoke", action="store_true", help="everything in small")
     try:
         main(**vars(parser.parse_args()))
