@@ -192,6 +192,18 @@ def test_two_processes_of_which_one_was_killed_continue_to_the_same_bits(uninter
     assert any(name.startswith("learner/") for name in uninterrupted)
 
 
+@pytest.mark.slow
+def test_a_folder_that_the_first_process_refuses_stops_both_and_they_say_why(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"name": "another run"}')
+    with two_processes(tmp_path, str(folder), str(NUM_STEPS)) as (started, logs):
+        assert all(p.wait(timeout=60) == 1 for p in started), [log.read_text() for log in logs]
+    first, second = (log.read_text() for log in logs)
+    assert "belongs to a run with another configuration" in first
+    assert "The first process failed, and its error says why" in second
+
+
 def test_wrappers_on_one_device():
     """The wrappers hand everything else through, outside of `jit` as well."""
     import jax.numpy as jnp

@@ -67,8 +67,8 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
 
         **Returns:** the update to add to `params`, in their dtype, and the next state.
 
-        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect, and
-        where `state` has another structure than this aggregator's.
+        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect,
+        and where `state` has another structure than this aggregator's.
         """
 
 

@@ -13,7 +13,7 @@ import jax
 
 from .._atomic import remove_temporaries
 from ..interop import CheckpointError, load_arrays, save_arrays
-from ._processes import from_first, is_first, placed_like, to_host
+from ._processes import by_first, from_first, is_first, placed_like, to_host
 from ._run_folder import RunFolder
 from ._trainer import MetaState
 
@@ -53,12 +53,14 @@ class DurableRun:
 
     def __init__(self, settings: Checkpoints, constants: Mapping[str, str] = {}):
         self._settings = settings
-        if is_first():
-            self._folder = RunFolder.open(settings.folder, settings.config)
-            self._folder.claim(constants)
-            remove_temporaries(self._folder.path)
-        else:
-            self._folder = RunFolder(Path(settings.folder), dict(settings.config))
+
+        def claimed() -> RunFolder:
+            folder = RunFolder.open(settings.folder, settings.config)
+            folder.claim(constants)
+            remove_temporaries(folder.path)
+            return folder
+
+        self._folder = by_first(claimed) or RunFolder(Path(settings.folder), dict(settings.config))
         # Meta-losses since the last multiple of `every`: those not fetched yet, and the sum and number of the others.
         self._losses: list[jax.Array] = []
         self._sum, self._count = 0.0, 0
@@ -68,7 +70,7 @@ class DurableRun:
 
     def resume(self, like: MetaState) -> MetaState:
         """The state in the newest intact checkpoint; `like` itself where there are no checkpoints."""
-        found = newest_intact(self._folder, like) if is_first() else None
+        found = by_first(lambda: newest_intact(self._folder, like))
         step = from_first(-1 if found is None else found[1]["step"])
         if step < 0:
             return like

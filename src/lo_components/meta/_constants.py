@@ -20,16 +20,14 @@ def constants(learner: Any, estimator: Any) -> dict[str, str]:
     by their shape. Functions cannot be compared, so one is like another. A module that holds a mesh only says where
     arrays lie: what it wraps stands in its place.
     """
-    found = {name: value for name, value in _walk("learner", learner) if not value.startswith(_ARRAY)}
-    return {name: value.removeprefix(_ARRAY) for name, value in [*found.items(), *_walk("estimator", estimator)]}
+    found = {name: node for name, node in _walk("learner", learner) if not _is_array(node)}
+    return {name: _text(node) for name, node in [*found.items(), *_walk("estimator", estimator)]}
 
 
-_ARRAY = "array "
-
-
-def _walk(name: str, node: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(node, jax.Array | np.ndarray | np.generic):
-        yield name, _ARRAY + _array(node)
+def _walk(name: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Arrays and what is already a text, by name."""
+    if _is_array(node):
+        yield name, node
     elif node is None or isinstance(node, bool | int | float | complex | str):
         yield name, str(node)
     elif dataclasses.is_dataclass(node) and not isinstance(node, type):
@@ -55,7 +53,13 @@ def _walk(name: str, node: Any) -> Iterator[tuple[str, str]]:
         yield name, "a function"
 
 
-def _array(x: Any) -> str:
-    if x.ndim or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return f"{x.dtype}{list(x.shape)}"
-    return str(np.asarray(x))
+def _is_array(node: Any) -> bool:
+    return isinstance(node, jax.Array | np.ndarray | np.generic)
+
+
+def _text(node: Any) -> str:
+    if not _is_array(node):
+        return node
+    if node.ndim or jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
+        return f"{node.dtype}{list(node.shape)}"
+    return str(np.asarray(node))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+ResultT = TypeVar("ResultT")
 TreeT = TypeVar("TreeT")
 
 
@@ -23,6 +24,19 @@ def is_first() -> bool:
 def from_first(number: int) -> int:
     """The number that the first process gave."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def by_first(make: Callable[[], ResultT]) -> ResultT | None:
+    """What `make` returns in the first process, `None` in the others. Where it raises there, all raise."""
+    result, raised = None, None
+    if is_first():
+        try:
+            result = make()
+        except Exception as error:
+            raised = error
+    if from_first(int(raised is not None)):
+        raise raised or RuntimeError("The first process failed, and its error says why; this one stops with it.")
+    return result
 
 
 def to_host(tree: TreeT) -> TreeT:

@@ -15,7 +15,7 @@ from ._base import AbstractOptimizer, StepContext, checked_update
 
 # Tensors from this many elements on are reduced in blocks of at least that many, and evaluated in them if the head is
 # blockwise, so that what lies between the accumulators and the update stays in the cache (benchmarks/update.py).
-_BLOCKED_FROM = 2**18
+BLOCKED_FROM = 2**18
 _BLOCK_SIZE = 2**15
 
 
@@ -223,7 +223,7 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
 def _rows_per_block(shape: tuple[int, ...]) -> int:
     """How many rows of a tensor to evaluate at a time; all of them if it is small."""
     size = math.prod(shape)
-    if size < _BLOCKED_FROM:
+    if size < BLOCKED_FROM:
         return shape[0]
     return min(shape[0], -(-_BLOCK_SIZE * shape[0] // size))
 

@@ -3,14 +3,13 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from .._types import Params, Scales
-from ..tasks import AbstractTask
+from ..tasks import AbstractTask, AbstractTaskWrapper
 from ._mesh import check_mesh
 
 
-class BatchSharded(AbstractTask[Any]):
+class BatchSharded(AbstractTaskWrapper):
     """A task whose batches are spread over a mesh, so that each device computes a part of every loss and gradient.
 
     Adds a sum over the devices of `"batch"`, of the size of the parameters, to every inner step.
@@ -27,22 +26,8 @@ class BatchSharded(AbstractTask[Any]):
     def __check_init__(self):
         check_mesh(self.mesh)
 
-    @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.task.update_scales
-
-    @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.task.max_loss
-
-    def init(self, *, key: PRNGKeyArray) -> Params:
-        return self.task.init(key=key)
-
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
         return jax.tree.map(self._spread, self.task.batch(key=key, split=split, worker=worker))
-
-    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.task.loss(params, batch, key=key)
 
     def _spread(self, x: Array) -> Array:
         devices = self.mesh.shape["batch"]

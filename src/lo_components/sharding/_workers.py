@@ -8,15 +8,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._types import Params, typechecked
 from ..aggregators import AbstractAggregator
+from ..optimizers._learned import BLOCKED_FROM
 from ..tasks import AbstractTask
 from ..unroll import AbstractInnerStep, LocalRound
 from ._batch import BatchSharded
 from ._mesh import check_mesh
 
 _DeltasT = TypeVar("_DeltasT")
-
-# Learned optimizers evaluate tensors from this size on in blocks of rows.
-_IN_BLOCKS_FROM = 2**18
 
 
 class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
@@ -109,7 +107,7 @@ def _slice_spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
     axes = [axis for axis in range(1, len(shape)) if shape[axis]]
     if not axes:
         return PartitionSpec()
-    in_blocks = math.prod(shape[1:]) >= _IN_BLOCKS_FROM
+    in_blocks = math.prod(shape[1:]) >= BLOCKED_FROM
 
     def padded(axis: int) -> float:
         """The largest slice, as a multiple of an equal share."""

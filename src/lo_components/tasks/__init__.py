@@ -15,6 +15,7 @@ from ._quadratic import LinearRegression as LinearRegression
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import RandomRegressions as RandomRegressions
 from ._supervised import ImageClassification as ImageClassification
+from ._wrapper import AbstractTaskWrapper as AbstractTaskWrapper
 from ._zoo import cnn_classification as cnn_classification
 from ._zoo import language_modeling as language_modeling
 from ._zoo import mlp_classification as mlp_classification

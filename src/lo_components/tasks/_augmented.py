@@ -11,9 +11,10 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
-from .._types import Params, Scales
+from .._types import Params
 from ._base import AbstractTask
 from ._family import AbstractTaskFamily
+from ._wrapper import AbstractTaskWrapper
 
 
 class AbstractAugmentation(AbstractTaskFamily):
@@ -132,41 +133,22 @@ class NoisyGradient(AbstractAugmentation):
         return _NoisyGradientTask(task, drawn)  # pyright: ignore[reportCallIssue]
 
 
-class _AugmentedTask(AbstractTask[Any]):
-    """A task that changes something about `base`."""
-
-    base: AbstractTask
+class _AugmentedTask(AbstractTaskWrapper):
+    task: AbstractTask
     drawn: PyTree
-
-    @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.update_scales
-
-    @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.max_loss
-
-    def init(self, *, key: PRNGKeyArray) -> Params:
-        return self.base.init(key=key)
-
-    def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
-        return self.base.batch(key=key, split=split, worker=worker)
-
-    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.base.loss(params, batch, key=key)
 
 
 class _ReparametrizedTask(_AugmentedTask):
     def init(self, *, key: PRNGKeyArray) -> Params:
-        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.base.init(key=key), self.drawn)
+        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.drawn)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.base.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.drawn), batch, key=key)
+        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.drawn), batch, key=key)
 
 
 class _ReducedBatchTask(_AugmentedTask):
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
-        batch = self.base.batch(key=key, split=split, worker=worker)
+        batch = self.task.batch(key=key, split=split, worker=worker)
         if split != "train":
             return batch
         size = jax.tree.leaves(batch)[0].shape[0]
@@ -177,7 +159,7 @@ class _ReducedBatchTask(_AugmentedTask):
 class _NoisyGradientTask(_AugmentedTask):
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
         noise_key, loss_key = jax.random.split(key)
-        return self.base.loss(params, batch, key=loss_key) + self.drawn * _noise_gradient(params, noise_key)
+        return self.task.loss(params, batch, key=loss_key) + self.drawn * _noise_gradient(params, noise_key)
 
 
 def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:

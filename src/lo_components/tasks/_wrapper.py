@@ -1,0 +1,30 @@
+from typing import Any
+
+from equinox import AbstractVar
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .._types import Params, Scales
+from ._base import AbstractTask
+
+
+class AbstractTaskWrapper(AbstractTask[Any]):
+    """A task that changes something about another and leaves the rest to it. A subclass has the field `task`."""
+
+    task: AbstractVar[AbstractTask]
+
+    @property
+    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.task.update_scales
+
+    @property
+    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.task.max_loss
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        return self.task.init(key=key)
+
+    def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
+        return self.task.batch(key=key, split=split, worker=worker)
+
+    def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        return self.task.loss(params, batch, key=key)
