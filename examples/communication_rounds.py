@@ -226,9 +226,12 @@ def main(
         "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
     }
     learned, folder = {}, out.with_suffix("")
+    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=WIDTH, meta_steps=meta_steps)
+    card |= dict(workers=WORKERS, local_steps=LOCAL_STEPS, local_rate=LOCAL_RATE, local_batch=LOCAL_BATCH)
     for name, recipe in recipes.items():
         learned[name] = meta_train(name, recipe(), make_task(LOCAL_BATCH), folder, meta_steps, pairs, window, horizon)
-        loc.interop.save_arrays(folder / f"{name.lower().replace(' ', '-')}.safetensors", learned[name])
+        file = folder / f"{name.lower().replace(' ', '-')}.safetensors"
+        loc.interop.save_arrays(file, learned[name], metadata={"recipe": name, "hidden_size": hidden, **card})
     curves = {}
     for panel in panels:
         same = panel == "as in meta-training"
