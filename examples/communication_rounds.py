@@ -14,6 +14,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import equinox as eqx
@@ -30,6 +31,7 @@ from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, Tr
 
 WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
 WIDTH, PIXELS = 32, 64  # of the network that learned aggregators are meta-trained on
+STAGES = ((1500, 0.1, 1e-2), (300, 0.02, 3e-3))  # meta-steps, deviation of the noise, highest meta-learning rate
 LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
 RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
 MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
@@ -86,18 +88,20 @@ def spread(workers: int, steps: int, rate):
     return LocalRound(workers, steps, SGD(rate))
 
 
-def meta_train(name: str, learner, task, folder: Path, meta_steps: int, pairs: int, window: int, horizon):
+def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, window: int, horizon):
     unroll = TruncatedUnroll(task, horizon, window, inner_step=spread(WORKERS, LOCAL_STEPS, LOCAL_RATE))
-    return loc.meta.meta_train(
-        learner,
-        loc.estimators.PES(unroll, num_pairs=pairs, std=0.1),
-        loc.meta.meta_optimizer(meta_steps, peak=1e-2, end=0.0),
-        meta_steps,
-        checkpoints=loc.meta.Checkpoints(folder / name, {"name": name, "meta_steps": meta_steps}),
-        log_every=10,
-        progress=name,
-        key=jax.random.key(1),
-    )
+    for i, (meta_steps, std, rate) in enumerate(stages, 1):
+        learner = loc.meta.meta_train(
+            learner,
+            loc.estimators.PES(unroll, num_pairs=pairs, std=std),
+            loc.meta.meta_optimizer(meta_steps, peak=rate, end=0.0),
+            meta_steps,
+            checkpoints=loc.meta.Checkpoints(folder / f"{name}-{i}", {"name": name, "meta_steps": meta_steps}),
+            log_every=10,
+            progress=f"{name}, stage {i}",
+            key=jax.random.key(i),
+        )
+    return learner
 
 
 def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, coarse: bool, key):
@@ -205,19 +209,20 @@ def main(
     data: Path | None = None,
     cifar10: Path | None = None,
     out: Path = Path("communication_rounds.png"),
-    meta_steps: int = 1500,
     rounds: int = 1000,
     seeds: int = 10,
     panels: list[str] | None = None,
+    learned: Sequence[str] = ("LAgg-A", "LOpt-A"),
     smoke: bool = False,
 ) -> None:
     panels = panels or ["as in meta-training"]
     if panels == ["all"]:
         panels = [name for name in PANELS if name != "CIFAR-10" or cifar10 is not None]
-    dataset, hidden, pairs, window, horizon = read(data), 32, 4, 50, LogUniformHorizon(100, 1000)
+    dataset, hidden, stages, pairs, window, horizon = read(data), 32, STAGES, 4, 50, LogUniformHorizon(100, 1000)
     names, elsewhere = tuple(BASELINES), ("local SGD", "SlowMo", "outer Nesterov")
     if smoke:
-        hidden, pairs, window, horizon, meta_steps, rounds, seeds = 2, 1, 2, LogUniformHorizon(2, 4), 2, 20, 2
+        hidden, stages, pairs, window, horizon = 2, ((2, 0.1, 1e-2), (2, 0.02, 3e-3)), 1, 2, LogUniformHorizon(2, 4)
+        rounds, seeds = 20, 2
         names = elsewhere = ("local SGD", "outer Adam", "Adam")
     make_task, key = make_mlp(dataset, 4 if smoke else WIDTH), jax.random.key(0)
     recipes = {
@@ -225,21 +230,22 @@ def main(
         "LOpt-A": lambda: loc.recipes.lopt_a(hidden_size=hidden, key=key),
         "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
     }
-    learned, folder = {}, out.with_suffix("")
-    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=WIDTH, meta_steps=meta_steps)
+    aggregators, folder = {}, out.with_suffix("")
+    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=WIDTH, stages=stages)
     card |= dict(workers=WORKERS, local_steps=LOCAL_STEPS, local_rate=LOCAL_RATE, local_batch=LOCAL_BATCH)
-    for name, recipe in recipes.items():
-        learned[name] = meta_train(name, recipe(), make_task(LOCAL_BATCH), folder, meta_steps, pairs, window, horizon)
+    for name in learned:
+        task = make_task(LOCAL_BATCH)
+        aggregators[name] = meta_train(name, recipes[name](), task, folder, stages, pairs, window, horizon)
         file = folder / f"{name.lower().replace(' ', '-')}.safetensors"
-        loc.interop.save_arrays(file, learned[name], metadata={"recipe": name, "hidden_size": hidden, **card})
+        loc.interop.save_arrays(file, aggregators[name], metadata={"recipe": name, "hidden_size": hidden, **card})
     curves = {}
     for panel in panels:
         same = panel == "as in meta-training"
-        fits = {name: a for name, a in learned.items() if name != "LAgg-A" or "workers" not in PANELS[panel]}
+        others = "workers" in PANELS[panel]
         curves[panel] = compare(
             panel,
             make_task if smoke else task_of(panel, dataset, cifar10),
-            fits,
+            {name: a for name, a in aggregators.items() if not (others and name == "LAgg-A")},
             rounds=rounds if same else rounds // 2,
             seeds=seeds if same else min(seeds, 3),
             coarse=smoke or not same,
@@ -255,10 +261,11 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches, for the panel CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("communication_rounds.png"))
-    parser.add_argument("--meta-steps", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--panels", nargs="+", choices=["all", *PANELS], help="where to compare (default: the first)")
+    every = ("LAgg-A", "LOpt-A", "pooled LAgg-A")
+    parser.add_argument("--learned", nargs="+", choices=every, default=every[:2], help="which to meta-train")
     parser.add_argument("--smoke", action="store_true", help="everything in small")
     try:
         main(**vars(parser.parse_args()))
