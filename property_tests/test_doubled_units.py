@@ -4,7 +4,7 @@
 many inputs: the function is the same. Under muP the wider network trains exactly as the narrow one, by SGD and by any
 optimizer whose update does not depend on the scale of the gradient. All of muP's forward multipliers, update scales and
 the scale of attention are there to make this so; if one is missing, the two part ways at the first or second step.
-No statistics, no exponents: the only tolerance is for float32.
+No statistics, no exponents: the only tolerance is for float32. The same holds for inputs that are declared to grow.
 
 **Absorbing.** The same network, its forward multipliers moved into its initial values and update scales.
 """

@@ -10,8 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-from helpers import refusals
-
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 DEVICES = {"meshes": 8, "process": 2}
 # No product of a device's pairs and the other sizes is the number of all pairs, on which a test relies.
@@ -130,6 +128,7 @@ def run_meshes() -> dict:
 def errors() -> dict[str, str]:
     """What is said about sizes that do not fit."""
     import jax
+    from helpers import refusals
     from jax.sharding import AxisType
 
     from lo_components.sharding import make_mesh

@@ -483,10 +483,12 @@ def test_rounds_cannot_be_differentiated_backwards_and_that_is_said_by_name():
         TruncatedBackprop(spread)
 
 
-def test_the_mean_of_the_largest_deltas_is_finite():
+@pytest.mark.parametrize("workers", [3, 10, 25])
+def test_the_mean_of_the_largest_deltas_is_finite(workers):
+    """A tenth of the largest number, ten times: rounded upwards, this would be infinite."""
     params, large = {"w": jnp.zeros(2)}, jnp.finfo(jnp.float32).max
-    update, state = Mean().aggregate({"w": jnp.full((3, 2), large)}, Mean().init(params), params)
-    np.testing.assert_allclose(update["w"], large, rtol=1e-6)
+    update, state = jax.jit(Mean().aggregate)({"w": jnp.full((workers, 2), -large)}, Mean().init(params), params)
+    np.testing.assert_allclose(update["w"], -large, rtol=1e-6)
     assert state.used == 1.0
 
 

@@ -21,6 +21,19 @@ def test_training_curves_show_every_optimizer_and_end_where_losses_are_not_finit
     assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
 
 
+def test_more_names_than_colours_are_told_apart_by_dashes(tmp_path, monkeypatch):
+    axes, looks = pytest.importorskip("matplotlib.axes").Axes, []
+    plot = axes.plot
+
+    def recorded(self, *args, **kwargs):
+        looks.append((kwargs["color"], kwargs["linestyle"]))
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(axes, "plot", recorded)
+    plots.training_curves({"": {str(i): np.ones((1, 3)) for i in range(20)}}, tmp_path / "many.png")
+    assert len(set(looks)) == 20
+
+
 def test_coordinate_checks_leave_out_changes_of_zero(tmp_path):
     changes = np.ones((3, 2, 2, 2)) * np.array([1.0, 0.0])
     draw = plots.coordinate_checks

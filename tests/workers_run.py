@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from helpers import refusals
-
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 DEVICES = {"meshes": 8, "all-meshes": 8, "process": 2}
 WORKERS, ROUNDS = 8, 3
@@ -162,13 +160,15 @@ def local_collectives() -> list:
 
 def errors() -> dict[str, str]:
     import jax
+    from helpers import refusals
 
     import lo_components as loc
     from lo_components.sharding import BatchSharded, WorkerSharded, make_mesh, sliced
 
     def batch_sharded():
         mesh = make_mesh(1, 2, workers=4)
-        task = BatchSharded(make_task(), mesh)
+        task = loc.tasks.ReducedBatch(BatchSharded(make_task(), mesh), 1.0)
+        task = task.task(task.sample(key=jax.random.key(0)))
         inner = WorkerSharded(loc.unroll.LocalRound(4, 1), mesh)
         return inner.step(make("Mean", 4), task, task.init(key=jax.random.key(0)), None, None, key=jax.random.key(0))
 

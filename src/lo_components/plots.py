@@ -9,7 +9,7 @@ import numpy as np
 
 from .tasks import CoordinateCheck
 
-# Colour-blind safe, by order of appearance. Once they are used up lines are dashed, then dotted.
+# Colour-blind safe, by order of appearance. Once they are used up lines are dashed, then dash-dotted.
 _COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -30,7 +30,7 @@ def training_curves(
 
     **Arguments:**
 
-    - `panels`: by panel title, the losses `[seeds, steps]` of each optimizer by name; one colour per name, then dashes.
+    - `panels`: by panel title, the losses `[seeds, steps]` of each optimizer by name; one line style per name.
     - `path`: the image file; its suffix chooses the format.
     - `title`: above all panels.
     - `horizon`: where to mark the end of meta-training's longest horizon, in steps.
@@ -43,7 +43,7 @@ def training_curves(
         for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
             for name, losses in curves.items():
                 again, i = divmod(names.index(name), len(_COLORS))
-                color, style = _COLORS[i], ("-", "--", ":")[again % 3]
+                color, style = _COLORS[i], ("-", "--", "-.")[again % 3]
                 smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
                 steps = per_step * np.arange(smooth.shape[1])
                 axis.plot(steps, np.median(smooth, axis=0), color=color, linestyle=style, label=name, linewidth=1.8)

@@ -149,3 +149,14 @@ def test_a_state_of_another_aggregator_is_refused_by_name(aggregator, params, de
     foreign = aggregators.AggregatorState({"foreign": jnp.zeros(())}, jnp.ones(()))
     with pytest.raises(ValueError, match="`state` must come from this aggregator's `init`"):
         aggregator.aggregate(deltas, foreign, params)
+
+
+def test_a_state_for_other_parameters_is_refused_by_name(params, deltas):
+    other = {**params, "w": params["w"][:1]}
+    with pytest.raises(
+        ValueError, match=r"`state` must come from.*at `w` got float32\(1, 3\), expected float32\(2, 3\)"
+    ):
+        SlowMo(0.5).aggregate(deltas, SlowMo(0.5).init(other), params)
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), SlowMo(0.5).init(params).inner)
+    with pytest.raises(ValueError, match="`state` must come from.*got float16"):
+        SlowMo(0.5).aggregate(deltas, aggregators.AggregatorState(half, jnp.ones(())), params)

@@ -68,7 +68,7 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
         **Returns:** the update to add to `params`, in their dtype, and the next state.
 
         Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect,
-        and where `state` has another structure than this aggregator's.
+        and where `state` does not have those of this aggregator's.
         """
 
 
@@ -82,7 +82,8 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
 
     @abc.abstractmethod
     def start(self, params: Params) -> StateT:
-        """What to remember before the first round."""
+        """What to remember before the first round; of `params` it may use structure, shapes and dtypes alone, since
+        every round traces it to check its `state`."""
 
     @abc.abstractmethod
     def combine(
@@ -139,18 +140,23 @@ def _along(used: Bool[Array, " workers"], delta: Float[Array, "workers ..."]) ->
 
 
 def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) -> Float[Array, "*shape"]:
-    # Divided before the sum, which large deltas would overflow.
+    # Divided before the sum, which large deltas would overflow; rounding upwards would too.
     count = jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1.0)
-    return jnp.sum(jnp.where(_along(used, delta), delta / count, 0.0), axis=0)
+    largest = float(jnp.finfo(jnp.float32).max)
+    return jnp.clip(jnp.sum(jnp.where(_along(used, delta), delta / count, 0.0), axis=0), -largest, largest)
 
 
 def _refuse_foreign(state: Any, expected: Any) -> None:
+    rule = "`state` must come from this aggregator's `init` with parameters like these, or from its previous round"
     structures = jax.tree.structure(state), jax.tree.structure(expected)
     if structures[0] != structures[1]:
-        raise ValueError(
-            "`state` must come from this aggregator's `init` or its previous round: it remembers "
-            f"{structures[0]}, expected {structures[1]}."
-        )
+        raise ValueError(f"{rule}: it remembers {structures[0]}, expected {structures[1]}.")
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        if isinstance(like, jax.ShapeDtypeStruct):
+            found, wanted = ((getattr(x, "dtype", type(x).__name__), jnp.shape(x)) for x in (leaf, like))
+            if found != wanted:
+                name = _tree.path_name(path)
+                raise ValueError(f"{rule}: at `{name}` got {found[0]}{found[1]}, expected {wanted[0]}{wanted[1]}.")
 
 
 def refuse_unlike(deltas: Any, params: Any, present: Any) -> None:

@@ -76,13 +76,12 @@ class DurableRun:
             return like
         state, metadata = load_arrays(self._folder.checkpoint(step), like) if found is None else found
         self._sum, self._count = metadata.get("since", (0.0, 0))
-        if is_first():
-            self._best = best_loss(self._folder, like)
+        best = by_first(lambda: best_loss(self._folder, like))
+        self._best = math.inf if best is None else best
         return placed_like(state, like)
 
     def truncate_log(self, step: int) -> None:
-        if is_first():
-            self._folder.truncate_log(step)
+        by_first(lambda: self._folder.truncate_log(step))
 
     def log(self, row: Mapping[str, Any]) -> None:
         if is_first():

@@ -33,9 +33,9 @@ class MLP(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_size`, `out_size`: the number of inputs and outputs. For inputs that are more than in the base model, as
-            those of larger images, an [`lo_components.parametrization.Axis`][]: `Axis.growing(3072, 64)`. Then the
-            first layer is scaled as a hidden one.
+        - `in_size`, `out_size`: the number of inputs and outputs. For inputs whose number differs from the base
+            model's, as those of larger images, an [`lo_components.parametrization.Axis`][]: `Axis.growing(3072, 64)`.
+            Then the first layer is scaled as a hidden one, with `hidden_mult`, not `input_mult`.
         - `width`: units per hidden layer.
         - `depth`: the number of hidden layers, at least 1.
         - `parametrization`: for instance [`lo_components.parametrization.SP`][] or

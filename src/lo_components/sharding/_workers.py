@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._types import Params, typechecked
 from ..aggregators import AbstractAggregator
 from ..optimizers._learned import BLOCKED_FROM
-from ..tasks import AbstractTask
+from ..tasks import AbstractTask, AbstractTaskWrapper
 from ..unroll import AbstractInnerStep, LocalRound
 from ._batch import BatchSharded
 from ._mesh import check_mesh
@@ -65,8 +65,7 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        if isinstance(task, BatchSharded):
-            raise ValueError("`task` must not be a `BatchSharded` one: a worker's batch stays on the worker's device.")
+        _refuse_batch_sharded(task)
         arrays, rest = eqx.partition((self.inner, task, params), eqx.is_array)
 
         def local(arrays, workers, keys):
@@ -83,6 +82,13 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
             learner, task, params, learner_state, losses, deltas, num_steps, key=key
         )
         return loss, _constrained(params, self.mesh, everywhere), learner_state
+
+
+def _refuse_batch_sharded(task: AbstractTask) -> None:
+    while isinstance(task, AbstractTaskWrapper):
+        if isinstance(task, BatchSharded):
+            raise ValueError("`task` must not be a `BatchSharded` one: a worker's batch stays on the worker's device.")
+        task = task.task
 
 
 @typechecked

@@ -8,7 +8,8 @@ from ._base import AbstractTask
 
 
 class AbstractTaskWrapper(AbstractTask[Any]):
-    """A task that changes something about another and leaves the rest to it. A subclass has the field `task`."""
+    """A task made of another, its field `task`: what a subclass does not define of `update_scales`, `max_loss`, `init`,
+    `batch` and `loss` is the other's."""
 
     task: AbstractVar[AbstractTask]
 

@@ -31,8 +31,9 @@ def mlp_classification(
     - `dataset`: the images.
     - `width`, `depth`: units per hidden layer, and the number of hidden layers.
     - `parametrization`, `base_width`: as in [`lo_components.nn.MLP`][].
-    - `base_in_size`: the number of inputs at which the first layer's multipliers are 1, for images of other sizes than
-        an optimizer was tuned or meta-trained on; `None`: inputs do not grow, as in the papers.
+    - `base_in_size`: the number of inputs of the base model, for images of other sizes than an optimizer was tuned or
+        meta-trained on. With it the first layer is scaled as a hidden one, with `hidden_mult`, not `input_mult`.
+        `None`: inputs do not grow, as in the papers.
     - `batch_size`: images per step.
 
     ??? cite "Source"
