@@ -41,7 +41,7 @@ BASELINES = {
     "local SGD": ((LOCAL_RATES,), (LOCAL_RATES,), lambda spread, gamma: (Mean(), spread(gamma))),
     "SlowMo": (
         (LOCAL_RATES, MOMENTA, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
-        (LOCAL_RATES, (0.65, 0.8, 0.9), (0.5, 0.75, 1.25)),
+        (LOCAL_RATES, (0.65, 0.8, 0.9), (0.75, 1.0, 1.25)),
         lambda spread, gamma, beta, alpha: (SlowMo(beta, alpha), spread(gamma)),
     ),
     "outer Nesterov": (
@@ -147,6 +147,7 @@ def compare(
     curves, chosen = {}, {}
     settings = {"": (make_task(batch), spread(workers, steps, LOCAL_RATE))}
     if mup:
+        # A learned update is of Adam's kind, the local steps are SGD's, and each kind has its own scales.
         local_scales = make_task(batch, MuP(update_rule="sgd", bias_std=0.0)).update_scales
         local = Scaled(SGD(LOCAL_RATE), local_scales)
         settings[", muP"] = (make_task(batch, MuP(bias_std=0.0)), LocalRound(workers, steps, local))
@@ -169,40 +170,39 @@ def compare(
         f"{cost.samples} samples.\nRounds to what others end with, median of {seeds} seeds (lowest to highest):"
     )
     print(
-        f"{'':<16}" + "".join(f"{f'{name}, {loss:.4f}':>28}" for name, loss in targets.items()) + f"{'at the end':>12}"
+        f"{'':<20}" + "".join(f"{f'{name}, {loss:.4f}':>28}" for name, loss in targets.items()) + f"{'at the end':>12}"
     )
     for name, evaluation in curves.items():
         cells = []
         for loss in targets.values():
             taken = np.asarray(evaluation.steps_to(loss))
             cells.append("{} ({} to {})".format(*map(counted, (np.median(taken), taken.min(), taken.max()))))
-        print(f"{name:<16}" + "".join(f"{c:>28}" for c in cells) + f"{finals[name]:>12.4f}{chosen.get(name, '')}")
+        print(f"{name:<20}" + "".join(f"{c:>28}" for c in cells) + f"{finals[name]:>12.4f}{chosen.get(name, '')}")
     print(flush=True)
     return {name: np.asarray(evaluation.losses) for name, evaluation in curves.items()}
 
 
+def make_cnn(dataset):
+    return lambda size: loc.tasks.cnn_classification(dataset, width=16, batch_size=size)
+
+
+def read_cifar10(folder: Path | None):
+    if folder is None:
+        raise ValueError("The panel CIFAR-10 needs `--cifar10`, the folder with CIFAR-10's batches.")
+    return loc.data.cifar10(folder)
+
+
+# By title: from the data set and CIFAR-10's folder to the task, and what else differs from meta-training.
 PANELS = {
-    "as in meta-training": dict(),
-    "H = 8": dict(steps=8),
-    "H = 16": dict(steps=16),
-    "K = 4": dict(workers=4),
-    "K = 16": dict(workers=16),
-    "width 128": dict(mup=True),
-    "CNN": dict(),
-    "CIFAR-10": dict(mup=True),
+    "as in meta-training": (lambda dataset, cifar10: make_mlp(dataset), dict()),
+    "H = 8": (lambda dataset, cifar10: make_mlp(dataset), dict(steps=8)),
+    "H = 16": (lambda dataset, cifar10: make_mlp(dataset), dict(steps=16)),
+    "K = 4": (lambda dataset, cifar10: make_mlp(dataset), dict(workers=4)),
+    "K = 16": (lambda dataset, cifar10: make_mlp(dataset), dict(workers=16)),
+    "width 128": (lambda dataset, cifar10: make_mlp(dataset, 128), dict(mup=True)),
+    "CNN": (lambda dataset, cifar10: make_cnn(dataset), dict()),
+    "CIFAR-10": (lambda dataset, cifar10: make_mlp(read_cifar10(cifar10)), dict(mup=True)),
 }
-
-
-def task_of(panel: str, dataset, cifar10: Path | None):
-    if panel == "width 128":
-        return make_mlp(dataset, 128)
-    if panel == "CNN":
-        return lambda size: loc.tasks.cnn_classification(dataset, width=16, batch_size=size)
-    if panel == "CIFAR-10":
-        if cifar10 is None:
-            raise ValueError("The panel CIFAR-10 needs `--cifar10`, the folder with CIFAR-10's batches.")
-        return make_mlp(loc.data.cifar10(cifar10))
-    return make_mlp(dataset)
 
 
 def main(
@@ -216,7 +216,7 @@ def main(
     smoke: bool = False,
 ) -> None:
     panels = panels or ["as in meta-training"]
-    if panels == ["all"]:
+    if "all" in panels:
         panels = [name for name in PANELS if name != "CIFAR-10" or cifar10 is not None]
     dataset, hidden, stages, pairs, window, horizon = read(data), 32, STAGES, 4, 50, LogUniformHorizon(100, 1000)
     names, elsewhere = tuple(BASELINES), ("local SGD", "SlowMo", "outer Nesterov")
@@ -224,34 +224,40 @@ def main(
         hidden, stages, pairs, window, horizon = 2, ((2, 0.1, 1e-2), (2, 0.02, 3e-3)), 1, 2, LogUniformHorizon(2, 4)
         rounds, seeds = 20, 2
         names = elsewhere = ("local SGD", "outer Adam", "Adam")
-    make_task, key = make_mlp(dataset, 4 if smoke else WIDTH), jax.random.key(0)
+    width, key = 4 if smoke else WIDTH, jax.random.key(0)
+    make_task = make_mlp(dataset, width)
+    tasks = {panel: make_task if smoke else PANELS[panel][0](dataset, cifar10) for panel in panels}
     recipes = {
         "LAgg-A": lambda: loc.recipes.lagg_a(WORKERS, hidden_size=hidden, key=key),
         "LOpt-A": lambda: loc.recipes.lopt_a(hidden_size=hidden, key=key),
         "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
     }
     aggregators, folder = {}, out.with_suffix("")
-    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=WIDTH, stages=stages)
+    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=width, hidden_size=hidden)
     card |= dict(workers=WORKERS, local_steps=LOCAL_STEPS, local_rate=LOCAL_RATE, local_batch=LOCAL_BATCH)
+    card |= dict(estimator="PES", stages=stages, pairs=pairs, window=window, max_rounds=int(horizon.max_steps))
     for name in learned:
         task = make_task(LOCAL_BATCH)
         aggregators[name] = meta_train(name, recipes[name](), task, folder, stages, pairs, window, horizon)
         file = folder / f"{name.lower().replace(' ', '-')}.safetensors"
-        loc.interop.save_arrays(file, aggregators[name], metadata={"recipe": name, "hidden_size": hidden, **card})
+        loc.interop.save_arrays(file, aggregators[name], metadata={"name": name, **card})
     curves = {}
-    for panel in panels:
-        same = panel == "as in meta-training"
-        others = "workers" in PANELS[panel]
-        curves[panel] = compare(
+    for panel, make in tasks.items():
+        same, differing = panel == "as in meta-training", PANELS[panel][1]
+        fits = [name for name in aggregators if name != "LAgg-A" or "workers" not in differing]
+        found = compare(
             panel,
-            make_task if smoke else task_of(panel, dataset, cifar10),
-            {name: a for name, a in aggregators.items() if not (others and name == "LAgg-A")},
+            make,
+            {name: aggregators[name] for name in fits},
             rounds=rounds if same else rounds // 2,
             seeds=seeds if same else min(seeds, 3),
             coarse=smoke or not same,
             names=names if same else elsewhere,
-            **PANELS[panel],
+            **differing,
         )
+        # One line for each in the picture: under muP where the table has both.
+        title = f"{panel} (learned: muP)" if differing.get("mup") else panel
+        curves[title] = {name: found.get(f"{name}, muP", found[name]) for name in found if not name.endswith(", muP")}
     loc.plots.training_curves(curves, out, title="Loss over communication rounds", unit="round")
     print(f"picture: {out}")
 
