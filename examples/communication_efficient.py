@@ -1,7 +1,7 @@
 """From a plain training loop to local SGD with an aggregator, for a model of one's own.
 
     python examples/communication_efficient.py
-    python examples/communication_efficient.py --weights FILE    # a LOpt-A that communication_rounds.py has saved
+    python examples/communication_efficient.py --weights FILE    # another LOpt-A, as communication_rounds.py saves it
     python examples/communication_efficient.py --smoke           # everything in small
 
 Eight workers train an Equinox model on scikit-learn's digits. They exchange gradients after every step; or what several
@@ -24,6 +24,7 @@ import lo_components as loc
 from lo_components.aggregators import Mean, Screened, SlowMo
 
 WORKERS, BATCH_SIZE, RATE = 8, 16, 0.1
+WEIGHTS = Path(__file__).parent / "weights" / "lopt-a.safetensors"
 
 
 def make_loss(static):
@@ -81,7 +82,7 @@ def train(name, step, state, params, dataset, local_steps: int, rounds: int, key
 
 
 def main(
-    weights: Path | None = None,
+    weights: Path = WEIGHTS,
     out: Path = Path("communication_efficient.png"),
     local_steps: int = 8,
     rounds: int = 300,
@@ -94,11 +95,10 @@ def main(
     params, static = eqx.partition(model, eqx.is_inexact_array)
     loss = make_loss(static)
 
-    # A worker that sends a hundredfold delta, or one that is not finite, would be left out.
-    aggregators = {"mean of local SGD": Screened(Mean()), "SlowMo": Screened(SlowMo(0.8))}
-    if weights is not None:
-        learned, _ = loc.interop.load_arrays(weights, loc.recipes.lopt_a(key=key))
-        aggregators["LOpt-A"] = Screened(learned)
+    # Around each: a worker that sends a hundredfold delta, or one that is not finite, is left out.
+    learned, _ = loc.interop.load_arrays(weights, loc.recipes.lopt_a(key=key))
+    aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "LOpt-A": learned}
+    aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
     optimizer = optax.sgd(RATE)
     steps = {"SGD, every step": (plain(loss, optimizer), optimizer.init(params), 1)}
     steps |= {name: (with_local_steps(loss, a), a.init(params), local_steps) for name, a in aggregators.items()}
@@ -119,7 +119,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="meta-trained LOpt-A of hidden size 32")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="LOpt-A of hidden size 32")
     parser.add_argument("--out", type=Path, default=Path("communication_efficient.png"))
     parser.add_argument("--local-steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)

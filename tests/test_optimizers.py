@@ -198,7 +198,7 @@ def blockwise_optimizer():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("lo_components.optimizers._learned.BLOCKED_FROM", 48)
+    monkeypatch.setattr("lo_components._tree.BLOCKED_FROM", 48)
     monkeypatch.setattr("lo_components.optimizers._learned._BLOCK_SIZE", 16)
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks of rows
+
 
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
     """Independent standard normal draws with the structure, shapes and dtypes of `tree`."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .. import _tree
 from .._tree import path_name
 from .._types import Params, typechecked
 from ..accumulators import AbstractAccumulator
@@ -13,9 +14,8 @@ from ..heads import AbstractHead
 from ..steps import AbstractStepRule
 from ._base import AbstractOptimizer, StepContext, checked_update
 
-# Tensors from this many elements on are reduced in blocks of at least that many, and evaluated in them if the head is
-# blockwise, so that what lies between the accumulators and the update stays in the cache (benchmarks/update.py).
-BLOCKED_FROM = 2**18
+# Tensors of `BLOCKED_FROM` elements and more are reduced in blocks of at least this many, and evaluated in them if
+# the head is blockwise, so that what lies between accumulators and update stays in the cache (benchmarks/update.py).
 _BLOCK_SIZE = 2**15
 
 
@@ -223,7 +223,7 @@ class LearnedOptimizer(AbstractOptimizer[LearnedOptimizerState]):
 def _rows_per_block(shape: tuple[int, ...]) -> int:
     """How many rows of a tensor to evaluate at a time; all of them if it is small."""
     size = math.prod(shape)
-    if size < BLOCKED_FROM:
+    if size < _tree.BLOCKED_FROM:
         return shape[0]
     return min(shape[0], -(-_BLOCK_SIZE * shape[0] // size))
 

@@ -6,9 +6,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from .. import _tree
 from .._types import Params, typechecked
 from ..aggregators import AbstractAggregator
-from ..optimizers._learned import BLOCKED_FROM
 from ..tasks import AbstractTask, AbstractTaskWrapper
 from ..unroll import AbstractInnerStep, LocalRound
 from ._batch import BatchSharded
@@ -113,7 +113,7 @@ def _slice_spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
     axes = [axis for axis in range(1, len(shape)) if shape[axis]]
     if not axes:
         return PartitionSpec()
-    in_blocks = math.prod(shape[1:]) >= BLOCKED_FROM
+    in_blocks = math.prod(shape[1:]) >= _tree.BLOCKED_FROM
 
     def padded(axis: int) -> float:
         """The largest slice, as a multiple of an equal share."""

@@ -15,17 +15,22 @@ class AbstractTaskWrapper(AbstractTask[Any]):
 
     @property
     def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The other's."""
         return self.task.update_scales
 
     @property
     def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The other's."""
         return self.task.max_loss
 
     def init(self, *, key: PRNGKeyArray) -> Params:
+        """The other's."""
         return self.task.init(key=key)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
+        """The other's."""
         return self.task.batch(key=key, split=split, worker=worker)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        """The other's."""
         return self.task.loss(params, batch, key=key)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from .._types import typechecked
 from ..data import ImageDataset, TokenDataset
 from ..nn import CNN, MLP, ResNet, TransformerLM, ViT
-from ..nn._layers import check_sizes
 from ..parametrization import SP, AbstractParametrization, Axis
 from ._language import LanguageModeling
 from ._supervised import ImageClassification
@@ -40,7 +39,8 @@ def mlp_classification(
         muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
         LAgg-A (arXiv 2312.02204): two layers of 128 on Fashion-MNIST, three on ImageNet 32x32.
     """
-    check_sizes(base_in_size=base_in_size)
+    if base_in_size is not None and base_in_size < 1:
+        raise ValueError(f"`base_in_size` must be at least 1, got {base_in_size}.")
     pixels = math.prod(dataset.image_shape)
     in_size = Axis.fixed(pixels) if base_in_size is None else Axis.growing(pixels, base_in_size)
 
