@@ -192,13 +192,17 @@ def read_cifar10(folder: Path | None):
     return loc.data.cifar10(folder)
 
 
+def as_meta_trained(dataset, cifar10: Path | None):
+    return make_mlp(dataset)
+
+
 # By title: from the data set and CIFAR-10's folder to the task, and what else differs from meta-training.
 PANELS = {
-    "as in meta-training": (lambda dataset, cifar10: make_mlp(dataset), dict()),
-    "H = 8": (lambda dataset, cifar10: make_mlp(dataset), dict(steps=8)),
-    "H = 16": (lambda dataset, cifar10: make_mlp(dataset), dict(steps=16)),
-    "K = 4": (lambda dataset, cifar10: make_mlp(dataset), dict(workers=4)),
-    "K = 16": (lambda dataset, cifar10: make_mlp(dataset), dict(workers=16)),
+    "as in meta-training": (as_meta_trained, dict()),
+    "H = 8": (as_meta_trained, dict(steps=8)),
+    "H = 16": (as_meta_trained, dict(steps=16)),
+    "K = 4": (as_meta_trained, dict(workers=4)),
+    "K = 16": (as_meta_trained, dict(workers=16)),
     "width 128": (lambda dataset, cifar10: make_mlp(dataset, 128), dict(mup=True)),
     "CNN": (lambda dataset, cifar10: make_cnn(dataset), dict()),
     "CIFAR-10": (lambda dataset, cifar10: make_mlp(read_cifar10(cifar10)), dict(mup=True)),
