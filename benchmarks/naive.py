@@ -33,4 +33,4 @@ class NaiveMLPHead(loc.AbstractHead):
 
 def naive(optimizer: loc.LearnedOptimizer) -> loc.LearnedOptimizer:
     """The same optimizer, evaluated the plain way."""
-    return eqx.tree_at(lambda o: o.head, optimizer, NaiveMLPHead(optimizer.head))
+    return eqx.tree_at(lambda o: o.pipeline.head, optimizer, NaiveMLPHead(optimizer.pipeline.head))

@@ -147,10 +147,7 @@ def compare(
     curves, chosen = {}, {}
     settings = {"": (make_task(batch), spread(workers, steps, LOCAL_RATE))}
     if mup:
-        # A learned update is of Adam's kind, the local steps are SGD's, and each kind has its own scales.
-        local_scales = make_task(batch, MuP(update_rule="sgd", bias_std=0.0)).update_scales
-        local = Scaled(SGD(LOCAL_RATE), local_scales)
-        settings[", muP"] = (make_task(batch, MuP(bias_std=0.0)), LocalRound(workers, steps, local))
+        settings[", muP"] = (make_task(batch, MuP(bias_std=0.0)), spread(workers, steps, LOCAL_RATE))
     for (name, aggregator), (suffix, (task, inner)) in itertools.product(learned.items(), settings.items()):
         curves[name + suffix] = loc.meta.evaluate(task, aggregator, rounds, inner_step=inner, num_seeds=seeds, key=key)
     for name in names:

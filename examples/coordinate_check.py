@@ -70,10 +70,9 @@ def main(
     steps = 1 if smoke else STEPS
     checks, summary = {}, []
     for optimizer in optimizers:
-        rule = "sgd" if optimizer == "sgd" else "adam"
         # SGD's scales grow with the width, so they need a width at which they are 1.
         base_width = widths[0] if optimizer == "sgd" else None
-        for name, parametrization in (("SP", SP()), ("muP", MuP(update_rule=rule))):
+        for name, parametrization in (("SP", SP()), ("muP", MuP())):
             checks[f"{name}, {optimizer}"] = check = loc.tasks.coordinate_check(
                 make_task(model, norm, parametrization, base_width),
                 make_optimizer(optimizer, weights, hidden_size),

@@ -36,11 +36,10 @@ def with_multipliers(task, input_mult, output_mult, hidden_mult):
     """A muP task with other hyper-multipliers, which may be traced: a whole grid then shares one compilation."""
 
     def places(task):
-        first, *_, last = task.optimizee.rest.layers
-        hidden = [layer.weight for layer in task.optimizee.update_scales.layers[1:-1]]
-        return [first.multiplier, last.multiplier, *hidden]
+        first, *_, last = task.trained.rest.layers
+        return [first.multiplier, last.multiplier, task.trained.parametrization.hidden_mult]
 
-    factors = [input_mult, output_mult] + [hidden_mult] * (len(places(task)) - 2)
+    factors = input_mult, output_mult, hidden_mult
     return eqx.tree_at(places, task, [x * factor for x, factor in zip(places(task), factors, strict=True)])
 
 

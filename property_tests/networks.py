@@ -4,7 +4,6 @@ Compilation is what these tests spend their time on. So tasks and optimizers are
 draws (seeds, learning rates, meta-parameters, multipliers, even the choice of Adam or SGD) is an array in them.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -19,17 +18,28 @@ from lo_components import recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
 from lo_components.nn import CNN, MLP, Conv, Linear, ResNet, TransformerLM, ViT
 from lo_components.optimizers import SGD, AbstractOptimizer, Adam, StepContext
-from lo_components.parametrization import Axis, MuP
+from lo_components.parametrization import (
+    ORTHOGONALIZED,
+    PROPORTIONAL,
+    SCALE_FREE,
+    AbstractParametrization,
+    Axis,
+    every_leaf,
+)
+from lo_components.tasks import AbstractTaskWrapper
 
 KEY = jax.random.key(0)
 CLASSES, VOCAB, LENGTH = 4, 16, 8
 
 
 class AdamOrSGD(AbstractOptimizer):
-    """Adam where `adam` is true, plain SGD where it is not."""
+    """Adam where `adam` is true, plain SGD where it is not. Its update rule is that of `ScaledFor`, not this one."""
 
     learning_rate: Float[Array, ""]
     adam: Bool[Array, ""]
+
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
 
     def init(self, params):
         return Adam(self.learning_rate).init(params)
@@ -39,6 +49,34 @@ class AdamOrSGD(AbstractOptimizer):
         by_adam, state = Adam(self.learning_rate, eps=1e-15).update(grads, state, params)
         by_sgd, _ = SGD(self.learning_rate).update(grads, SGD(self.learning_rate).init(params), params)
         return jax.tree.map(lambda a, b: jnp.where(self.adam, a, b), by_adam, by_sgd), state
+
+
+class Orthogonalized(AbstractOptimizer):
+    """Five Newton-Schulz steps on the gradient of each weight as a matrix `[out, rest]`; vectors are normalized."""
+
+    learning_rate: Float[Array, ""]
+
+    def update_rules(self, params):
+        return every_leaf(params, ORTHOGONALIZED)
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params, *, context: StepContext = StepContext()):
+        return jax.tree.map(lambda g: -self.learning_rate * orthogonalized(g), grads), state
+
+
+def orthogonalized(grad: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    x = grad.reshape(grad.shape[0], -1) / (jnp.linalg.norm(grad) + 1e-20)
+    if grad.ndim == 1:
+        return x.reshape(grad.shape)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        square = jnp.matmul(x, x.T, precision="highest")
+        polynomial = -4.7750 * square + 2.0315 * jnp.matmul(square, square, precision="highest")
+        x = 3.4445 * x + jnp.matmul(polynomial, x, precision="highest")
+    return (x.T if tall else x).reshape(grad.shape)
 
 
 def adam(learning_rate: float) -> AdamOrSGD:
@@ -60,8 +98,8 @@ def learned(seed: int, theta_scale: float = 1.0) -> AbstractOptimizer:
     """A learned optimizer whose MLP is drawn at random, its weights multiplied by `theta_scale`."""
     rng = np.random.default_rng(seed)
     optimizer = _learned(4)
-    theta = jax.tree.map(lambda x: _normal(rng, x.shape, theta_scale * x.shape[0] ** -0.5), optimizer.head)
-    return eqx.tree_at(lambda o: o.head, optimizer, theta)
+    theta = jax.tree.map(lambda x: _normal(rng, x.shape, theta_scale * x.shape[0] ** -0.5), optimizer.pipeline.head)
+    return eqx.tree_at(lambda o: o.pipeline.head, optimizer, theta)
 
 
 def _normal(rng, shape, std: float = 1.0) -> Array:
@@ -88,23 +126,44 @@ def _tokens():
     return TokenDataset({"train": jnp.asarray(rng.integers(1, VOCAB, (512, LENGTH)), jnp.int32)}, VOCAB)
 
 
+class _Either(AbstractParametrization):
+    """Scales for Adam or for SGD as arrays, so that one compiled program serves both."""
+
+    base: AbstractParametrization
+    adam: Bool[Array, ""]
+
+    def update_scale(self, width, rule):
+        by_adam, by_sgd = (self.base.update_scale(width, rule) for rule in (SCALE_FREE, PROPORTIONAL))
+        return jnp.where(self.adam, jnp.float32(by_adam), jnp.float32(by_sgd))
+
+    def init_std(self, width):
+        return self.base.init_std(width)
+
+    def forward_multiplier(self, width):
+        return self.base.forward_multiplier(width)
+
+    def attention_scale(self, head):
+        return self.base.attention_scale(head)
+
+    @property
+    def residual_multiplier(self):
+        return self.base.residual_multiplier
+
+
+class ScaledFor(AbstractTaskWrapper):
+    """A task whose update scales are Adam's or SGD's."""
+
+    task: tasks.AbstractTask
+    adam: Bool[Array, ""]
+
+    @property
+    def parametrization(self):
+        return _Either(self.task.parametrization, self.adam)
+
+
 @functools.cache
 def task(name: str, width: int, parametrization, base_width: int | None, **sizes) -> tasks.AbstractTask:
-    """A task of the zoo on data that is noise, so that no layer has anything to do with another."""
-    if isinstance(parametrization, MuP) and parametrization.update_rule == "sgd":
-        # The rule concerns the update scales alone. With those as arrays, what was compiled for Adam serves SGD.
-        by_adam = task(name, width, dataclasses.replace(parametrization, update_rule="adam"), base_width, **sizes)
-        scales = _built(name, width, parametrization, base_width, **sizes).update_scales
-        return _with_scales(by_adam, scales)
-    built = _built(name, width, parametrization, base_width, **sizes)
-    return _with_scales(built, built.update_scales)
-
-
-def _with_scales(built, scales):
-    return eqx.tree_at(lambda t: t.optimizee.update_scales, built, jax.tree.map(jnp.float32, scales))
-
-
-def _built(name: str, width: int, parametrization, base_width: int | None, **sizes) -> tasks.AbstractTask:
+    """A task of the zoo on noise as data, so that layers are unrelated."""
     common = dict(width=width, parametrization=parametrization, base_width=base_width, batch_size=32)
     if name == "mlp":
         return tasks.mlp_classification(_vectors(), **(dict(depth=3) | sizes), **common)
@@ -130,11 +189,16 @@ def coordinate_check(
     **sizes,
 ) -> tasks.CoordinateCheck:
     """The library's coordinate check, at the base width `widths[0]`."""
+
+    def make(width):
+        built = task(name, width, parametrization, widths[0], **sizes)
+        return ScaledFor(built, optimizer.adam) if isinstance(optimizer, AdamOrSGD) else built
+
     # Bound methods are pytrees, so that their optimizer's arrays are arguments of what is compiled.
     transformation = optax.GradientTransformation(optimizer.init, optimizer.update)
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
         return tasks.coordinate_check(
-            lambda width: task(name, width, parametrization, widths[0], **sizes),
+            make,
             transformation,
             widths=widths,
             num_steps=num_steps,

@@ -74,7 +74,7 @@ def test_under_mup_no_layer_depends_on_the_width_with_adam(seed, rate, step):
 
 @given(seeds, log_floats(0.1, 1.0), st.integers(2, STEPS - 1))
 def test_under_mup_no_layer_depends_on_the_width_with_sgd(seed, rate, step):
-    check = coordinate_check("mlp", MuP(update_rule="sgd"), sgd(rate), seed=seed, **narrow)
+    check = coordinate_check("mlp", MuP(), sgd(rate), seed=seed, **narrow)
     assert_no_layer_depends_on_the_width(check, step)
 
 
@@ -87,7 +87,7 @@ def test_under_mup_no_layer_depends_on_the_width_with_a_random_learned_optimizer
 @given(seeds)
 def test_behind_a_readout_of_zero_nothing_moves_at_the_first_step_and_all_at_the_second(seed):
     """Changes that are exactly zero have no exponent, and the check says so rather than leave the layer out."""
-    for parametrization, optimizer in ((MuP(), adam(1e-2)), (MuP(update_rule="sgd"), sgd(0.3))):
+    for parametrization, optimizer in ((MuP(), adam(1e-2)), (MuP(), sgd(0.3))):
         check = coordinate_check("mlp", parametrization, optimizer, seed=seed, **narrow)
         *hidden, readout = check.layers
         assert [layer for layer, e in check.exponents(0).items() if e is None] == hidden
@@ -123,7 +123,7 @@ def test_under_sp_a_random_learned_optimizer_moves_wide_layers_more(theta, seed,
 
 OPTIMIZERS = {
     "Adam": (adam(1e-2), adam(3e-4), MuP()),
-    "SGD": (sgd(0.3), sgd(1e-3), MuP(update_rule="sgd")),
+    "SGD": (sgd(0.3), sgd(1e-3), MuP()),
     "learned": (learned(0), learned(0), MuP()),
 }
 WIDE = {

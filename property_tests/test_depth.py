@@ -23,7 +23,7 @@ from networks import CLASSES, KEY, AdamOrSGD
 from strategies import log_floats, seeds
 
 from lo_components.nn import Linear, declared_widths
-from lo_components.parametrization import Axis, DepthMuP, MuP
+from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, Axis, DepthMuP, MuP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -86,13 +86,13 @@ def change_of_the_function(depth, multiplier, scales, optimizer, key):
 
 def exponent(make, by_adam, rate, seed) -> tuple[float, float]:
     """Of the function's change in the depth, with its standard error; `make` is from a depth to a parametrization."""
-    optimizer = AdamOrSGD(jnp.float32(rate), jnp.asarray(by_adam))
+    optimizer, rule = AdamOrSGD(jnp.float32(rate), jnp.asarray(by_adam)), SCALE_FREE if by_adam else PROPORTIONAL
     changes = []
     for depth in DEPTHS:
         p = make(depth)
         model = eqx.filter_eval_shape(Residual, depth, KEY)
         scales = jax.tree.map(
-            lambda w, p=p: jnp.float32(p.update_scale(w) if w.residual else 0.0), declared_widths(model)
+            lambda w, p=p: jnp.float32(p.update_scale(w, rule) if w.residual else 0.0), declared_widths(model)
         )
         with jax.numpy_dtype_promotion("standard"):
             multiplier = jnp.float32(p.residual_multiplier)
@@ -103,8 +103,7 @@ def exponent(make, by_adam, rate, seed) -> tuple[float, float]:
 
 @given(seeds, log_floats(1e-3, 1e-2), adam_or_sgd, st.sampled_from([0.5, 0.75, 1.0]))
 def test_under_depth_mup_the_function_moves_as_much_at_every_depth(seed, rate, by_adam, alpha):
-    widths = MuP(update_rule="adam" if by_adam else "sgd", bias_std=0.0)
-    make = lambda depth: DepthMuP(depth, exponent=alpha, widths=widths)  # noqa: E731
+    make = lambda depth: DepthMuP(depth, exponent=alpha, mup=MuP(bias_std=0.0))  # noqa: E731
     value, error = exponent(make, by_adam, rate, seed)
     assert abs(value) < 0.1 + 3 * error, (value, error)
 

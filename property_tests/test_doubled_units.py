@@ -16,11 +16,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CLASSES, KEY, adam, inputs_for, learned, sgd, shape_of_model, trajectory
+from networks import CLASSES, KEY, Orthogonalized, adam, inputs_for, learned, sgd, shape_of_model, trajectory
 from strategies import log_floats, seeds
 
 from lo_components.nn import MLP, declared_widths
-from lo_components.parametrization import Absorbed, Axis, MuP, infer_widths
+from lo_components.parametrization import (
+    ORTHOGONALIZED,
+    PROPORTIONAL,
+    SCALE_FREE,
+    Absorbed,
+    Axis,
+    MuP,
+    infer_widths,
+)
 
 WIDTHS = {"mlp": 8, "lm": 8, "separable": 8, "cnn": 8, "resnet": 16, "vit": 8}
 FAST = ["mlp", "lm", "separable"]
@@ -71,24 +79,42 @@ def assert_same_training(a, b):
     np.testing.assert_allclose(b - b[0], a - a[0], rtol=0, atol=1e-3 * change)
 
 
-def rule_and_multipliers(by_adam, mults):
-    return MuP(
-        update_rule="adam" if by_adam else "sgd",
-        **dict(zip(("input_mult", "output_mult", "hidden_mult"), mults, strict=True)),
-    )
+def with_multipliers(mults):
+    return MuP(**dict(zip(("input_mult", "output_mult", "hidden_mult"), mults, strict=True)))
+
+
+def adam_or_sgd(by_adam, rate):
+    """An optimizer and its update rule."""
+    return (adam(rate), SCALE_FREE) if by_adam else (sgd(10 * rate), PROPORTIONAL)
 
 
 @architectures
 @given(seeds, rates, st.booleans(), st.tuples(*[hyper_multipliers] * 3))
 def test_under_mup_a_network_with_every_unit_doubled_trains_as_before(name, seed, rate, by_adam, mults):
-    parametrization = rule_and_multipliers(by_adam, mults)
-    optimizer = adam(rate) if by_adam else sgd(10 * rate)
+    parametrization, (optimizer, rule) = with_multipliers(mults), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     batch = inputs_for(name, rng)
     narrow, wide = (shape_of_model(name, n * WIDTHS[name], parametrization, WIDTHS[name]) for n in (1, 2))
     params = drawn(narrow, rng)
     a, b = (
-        trajectory(model, p, parametrization.update_scales(declared_widths(model)), optimizer, *batch)
+        trajectory(model, p, parametrization.update_scales(declared_widths(model), rule), optimizer, *batch)
+        for model, p in ((narrow, params), (wide, doubled(params, wide)))
+    )
+    assert_same_training(a, b)
+
+
+@settings(max_examples=3)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), "lm"])
+@given(seeds, rates, st.tuples(*[hyper_multipliers] * 3))
+def test_a_network_with_every_unit_doubled_trains_as_before_with_orthogonalized_updates(name, seed, rate, mults):
+    """Exactly: the doubled gradient has the same singular vectors, each repeated, and the same normalized values."""
+    parametrization, optimizer = with_multipliers(mults), Orthogonalized(jnp.float32(10 * rate))
+    rng = np.random.default_rng(seed)
+    batch = inputs_for(name, rng)
+    narrow, wide = (shape_of_model(name, n * WIDTHS[name], parametrization, WIDTHS[name]) for n in (1, 2))
+    params = drawn(narrow, rng)
+    a, b = (
+        trajectory(model, p, parametrization.update_scales(declared_widths(model), ORTHOGONALIZED), optimizer, *batch)
         for model, p in ((narrow, params), (wide, doubled(params, wide)))
     )
     assert_same_training(a, b)
@@ -96,8 +122,7 @@ def test_under_mup_a_network_with_every_unit_doubled_trains_as_before(name, seed
 
 @given(seeds, rates, st.booleans(), st.tuples(*[hyper_multipliers] * 3))
 def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_grow(seed, rate, by_adam, mults):
-    parametrization = rule_and_multipliers(by_adam, mults)
-    optimizer = adam(rate) if by_adam else sgd(10 * rate)
+    parametrization, (optimizer, rule) = with_multipliers(mults), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     inputs, classes = inputs_for("mlp", rng)
     once, twice = (
@@ -112,7 +137,7 @@ def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_gro
     halves = eqx.tree_at(lambda p: p.layers[0].weight, params, jnp.repeat(params.layers[0].weight, 2, 1) / 2)
     leaves = jax.tree.structure(arrays_of(twice)).unflatten(jax.tree.leaves(halves))
     a, b = (
-        trajectory(model, p, parametrization.update_scales(declared_widths(model)), optimizer, x, classes)
+        trajectory(model, p, parametrization.update_scales(declared_widths(model), rule), optimizer, x, classes)
         for model, p, x in ((once, params, inputs), (twice, leaves, jnp.repeat(inputs, 2, 1)))
     )
     assert_same_training(a, b)
@@ -131,7 +156,14 @@ def test_a_random_learned_optimizer_does_not_notice_that_units_are_doubled(theta
     narrow, wide = (shape_of_model("mlp", n * WIDTHS["mlp"], MuP(output_mult=300.0), WIDTHS["mlp"]) for n in (1, 2))
     params = drawn(narrow, rng)
     a, b = (
-        trajectory(model, p, MuP().update_scales(declared_widths(model)), learned(theta, theta_scale), inputs, classes)
+        trajectory(
+            model,
+            p,
+            MuP().update_scales(declared_widths(model), SCALE_FREE),
+            learned(theta, theta_scale),
+            inputs,
+            classes,
+        )
         for model, p in ((narrow, params), (wide, doubled(params, wide)))
     )
     np.testing.assert_allclose(b - b[0], a - a[0], rtol=0, atol=0.02 * np.max(np.abs(a - a[0])))
@@ -140,8 +172,7 @@ def test_a_random_learned_optimizer_does_not_notice_that_units_are_doubled(theta
 @architectures
 @given(seeds, rates, st.booleans(), st.tuples(*[hyper_multipliers] * 3))
 def test_absorbed_multipliers_train_as_multipliers_in_the_forward_pass(name, seed, rate, by_adam, mults):
-    parametrization = rule_and_multipliers(by_adam, mults)
-    optimizer = adam(rate) if by_adam else sgd(10 * rate)
+    parametrization, (optimizer, rule) = with_multipliers(mults), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     batch = inputs_for(name, rng)
     models = [
@@ -157,7 +188,7 @@ def test_absorbed_multipliers_train_as_multipliers_in_the_forward_pass(name, see
         trajectory(
             model,
             jax.tree.structure(arrays_of(model)).unflatten(leaves),
-            p.update_scales(declared_widths(model)),
+            p.update_scales(declared_widths(model), rule),
             optimizer,
             *batch,
         )
@@ -171,8 +202,7 @@ def test_absorbed_multipliers_train_as_multipliers_in_the_forward_pass(name, see
 @given(seeds, rates, st.booleans(), hyper_multipliers)
 def test_a_plain_equinox_network_with_inferred_widths_and_absorbed_multipliers(seed, rate, by_adam, output_mult):
     """No code of the model knows of muP: from its shapes come declarations, from those initial values and scales."""
-    parametrization = Absorbed(MuP(update_rule="adam" if by_adam else "sgd", output_mult=output_mult))
-    optimizer = adam(rate) if by_adam else sgd(10 * rate)
+    parametrization, (optimizer, rule) = Absorbed(MuP(output_mult=output_mult)), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     batch = inputs_for("mlp", rng)
     build = lambda n: eqx.nn.MLP(16, CLASSES, n, 2, key=KEY)  # noqa: E731
@@ -181,6 +211,6 @@ def test_a_plain_equinox_network_with_inferred_widths_and_absorbed_multipliers(s
     found = []
     for model, width, p in ((narrow, 8, params), (wide, 16, doubled(params, wide))):
         widths = infer_widths(build, 8, 24, width)
-        p = jax.tree.map(lambda w, x: parametrization.widths.forward_multiplier(w) * x, widths, p)
-        found.append(trajectory(model, p, parametrization.update_scales(widths), optimizer, *batch))
+        p = jax.tree.map(lambda w, x: parametrization.mup.forward_multiplier(w) * x, widths, p)
+        found.append(trajectory(model, p, parametrization.update_scales(widths, rule), optimizer, *batch))
     assert_same_training(*found)

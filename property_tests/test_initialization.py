@@ -11,7 +11,18 @@ from networks import CLASSES, KEY, Separable, shape_of_model
 from strategies import multipliers
 
 from lo_components.nn import MLP, Embedding, Linear, declared_widths
-from lo_components.parametrization import SP, Absorbed, Axis, DepthMuP, MuP, infer_widths, reinitialize
+from lo_components.parametrization import (
+    ORTHOGONALIZED,
+    PROPORTIONAL,
+    SCALE_FREE,
+    SP,
+    Absorbed,
+    Axis,
+    DepthMuP,
+    MuP,
+    infer_widths,
+    reinitialize,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -21,7 +32,6 @@ NETWORKS = ["mlp", "cnn", "resnet", "vit", "lm", "separable"]
 PARAMETRIZATIONS = {
     "SP": SP(),
     "MuP": MuP(),
-    "MuP, SGD": MuP(update_rule="sgd"),
     "DepthMuP": DepthMuP(4, base_depth=4),
     "Absorbed": Absorbed(MuP()),
 }
@@ -123,7 +133,8 @@ def test_at_the_base_width_all_parametrizations_multiply_and_scale_by_one(name, 
         model = shape_of_model(name, width, parametrization, width)
         floats = [x for x in jax.tree.leaves(model) if isinstance(x, float)]
         assert set(floats) <= {1.0, 0.0}  # Dropout's rate is 0.
-        assert set(jax.tree.leaves(parametrization.update_scales(declared_widths(model)))) == {1.0}
+        for rule in (SCALE_FREE, PROPORTIONAL, ORTHOGONALIZED):
+            assert set(jax.tree.leaves(parametrization.update_scales(declared_widths(model), rule))) == {1.0}
         for block in getattr(model, "blocks", ()):
             if hasattr(block, "attention"):
                 assert block.attention.scale == pytest.approx(SP().attention_scale(Axis.fixed(width // 2)), rel=1e-12)
@@ -170,7 +181,7 @@ def test_hyper_multipliers_reach_their_layers_and_no_others(input_mult, output_m
     assert lm.embedding.multiplier == lm.positions.multiplier == input_mult
     assert lm.readout.multiplier == pytest.approx(output_mult / 4)
     assert lm.blocks[0].mlp_in.multiplier == lm.blocks[0].attention.query.multiplier == 1.0
-    scales = p.update_scales(declared_widths(lm))
+    scales = p.update_scales(declared_widths(lm), SCALE_FREE)
     assert scales.blocks[0].mlp_out.weight == pytest.approx(hidden_mult / 4)
     assert scales.embedding.weight == scales.readout.weight == 1.0
 

@@ -15,7 +15,7 @@ from networks import adam
 from strategies import seeds
 
 from lo_components.nn import MLP, declared_widths
-from lo_components.parametrization import SP, MuP
+from lo_components.parametrization import SCALE_FREE, SP, MuP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,7 +29,7 @@ def final_losses(width, base_width, parametrization, rates, keys, num_steps):
     def final(rate, key):
         sizes = dict(width=width, depth=2, base_width=base_width)
         model = MLP(8, 2, parametrization=parametrization, key=key, **sizes)
-        scales = parametrization.update_scales(declared_widths(model))
+        scales = parametrization.update_scales(declared_widths(model), SCALE_FREE)
         params, rest = eqx.partition(model, eqx.is_inexact_array)
         optimizer = adam(1.0)
 

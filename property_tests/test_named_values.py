@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from networks import KEY, adam
 
 from lo_components.nn import named_layers
-from lo_components.parametrization import Absorbed, AbstractParametrization, MuP, infer_widths, reinitialize
+from lo_components.parametrization import SP, Absorbed, AbstractParametrization, MuP, infer_widths, reinitialize
 from lo_components.tasks import AbstractTask, Quadratic, coordinate_check
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -53,14 +53,12 @@ class Regression(AbstractTask):
     """Of noise on noise."""
 
     model: eqx.Module
-    widths: tuple = eqx.field(static=True)
-    parametrization: AbstractParametrization = eqx.field(static=True)
-    update_scales: object
+    widths: object
+    parametrization: AbstractParametrization
     max_loss: float = np.inf
 
     def init(self, *, key):
-        widths = jax.tree.structure(eqx.filter(self.model, eqx.is_inexact_array)).unflatten(self.widths)
-        return eqx.filter(reinitialize(self.model, widths, self.parametrization, key=key), eqx.is_inexact_array)
+        return eqx.filter(reinitialize(self.model, self.widths, self.parametrization, key=key), eqx.is_inexact_array)
 
     def batch(self, *, key, split="train", worker=None):
         return jax.random.normal(key, (16, 5, 4))
@@ -73,9 +71,7 @@ class Regression(AbstractTask):
 def mixer_task(width, parametrization):
     build = lambda n: Mixer(n, KEY)  # noqa: E731
     widths = infer_widths(build, WIDTHS[0], 2 * WIDTHS[0], width)
-    return Regression(
-        build(width), tuple(jax.tree.leaves(widths)), parametrization, parametrization.update_scales(widths)
-    )
+    return Regression(build(width), widths, parametrization)
 
 
 def check(task, num_seeds=16):
@@ -104,7 +100,8 @@ class Plain(AbstractTask):
 
     width: int
     scale: Float[Array, ""]
-    update_scales: object = None
+    widths: None = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = np.inf
     name: str = eqx.field(default="hidden", static=True)
 

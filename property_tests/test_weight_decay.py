@@ -10,11 +10,11 @@ from test_doubled_units import arrays_of, drawn
 
 from lo_components.nn import declared_widths
 from lo_components.optimizers import SGD, Decayed, Scaled
-from lo_components.parametrization import MuP
+from lo_components.parametrization import SCALE_FREE, MuP
 
 rates = log_floats(1e-4, 1e-1)
 MODEL = shape_of_model("mlp", 32, MuP(), 8)
-SCALES = MuP(hidden_mult=2.0).update_scales(declared_widths(MODEL))
+SCALES = MuP(hidden_mult=2.0).update_scales(declared_widths(MODEL), SCALE_FREE)
 
 
 def shrinkage(optimizer, params):

@@ -11,6 +11,7 @@ import numpy as np
 from lo_components.data import image_dataset
 from lo_components.estimators import AbstractEstimator, Estimate
 from lo_components.optimizers import SGD, AbstractOptimizer, StepContext
+from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, every_leaf
 from lo_components.tasks import AbstractTask, Quadratic, mlp_classification
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
@@ -21,6 +22,9 @@ class Drift(AbstractOptimizer):
     """Adds a learned constant at every step; its state counts the steps. On `Quadratic` losses are quadratic in it."""
 
     velocity: jax.Array
+
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
 
     def init(self, params):
         return jnp.zeros((), jnp.int32)
@@ -34,6 +38,9 @@ class Ignorant(AbstractOptimizer):
 
     unused: jax.Array
 
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
+
     def init(self, params):
         return ()
 
@@ -45,6 +52,9 @@ class Remembering(AbstractOptimizer):
     """Its initial state is its meta-parameter, which it then keeps."""
 
     memory: jax.Array
+
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
 
     def init(self, params):
         return self.memory
@@ -59,6 +69,9 @@ class Fragile(AbstractOptimizer):
     velocity: jax.Array
     limit: float
 
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
+
     def init(self, params):
         return ()
 
@@ -72,6 +85,9 @@ class Counting(AbstractOptimizer):
 
     learning_rate: Any
     traces: list = eqx.field(static=True)
+
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
 
     def init(self, params):
         return SGD(self.learning_rate).init(params)
@@ -93,7 +109,8 @@ class HashableList(list):
 class Noisy(AbstractTask):
     """Random start, random target in every batch: shows who shares which key."""
 
-    update_scales: Any = None
+    widths: Any = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = eqx.field(default=math.inf, static=True)
 
     def init(self, *, key):

@@ -51,6 +51,9 @@ def learner():
         decay: jax.Array
         rate: jax.Array
 
+        def update_rules(self, params):
+            return loc.parametrization.every_leaf(params, loc.parametrization.SCALE_FREE)
+
         def init(self, params):
             return jnp.zeros((3, *params.shape), params.dtype)
 

@@ -25,6 +25,8 @@ from lo_components.aggregators import (
 from lo_components.estimators import PES, TruncatedBackprop
 from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas, TensorView
 from lo_components.optimizers import SGD, AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
+from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, MuP, WidthSpec, every_leaf
+from lo_components.pipeline import Pipeline
 from lo_components.steps import Direction
 from lo_components.tasks import AbstractTask, Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
@@ -110,7 +112,7 @@ def test_impossible_hyperparameters_are_refused():
 def test_the_learned_pipeline_is_fed_the_mean_delta_as_it_is(params, deltas):
     head = heads.LinearHead(1, 1, key=jax.random.key(0))
     identity = eqx.tree_at(lambda h: (h.weight, h.bias), head, (jnp.ones((1, 1)), jnp.zeros(1)))
-    aggregator = LearnedAggregator(LearnedOptimizer((), Gradient(), identity, Direction(0.5)))
+    aggregator = LearnedAggregator(Pipeline((), Gradient(), identity, Direction(0.5)))
     update, _ = aggregator.aggregate(deltas, aggregator.init(params), params)
     assert_close(update, jax.tree.map(lambda d: -0.5 * jnp.mean(d, axis=0), deltas), rtol=1e-5)
 
@@ -135,8 +137,8 @@ def test_another_number_of_workers_is_refused_by_name(params, deltas):
     with pytest.raises(ValueError, match="built for 5 workers, but there are deltas of 4"):
         aggregator.aggregate(deltas, aggregator.init(params), params)
     with pytest.raises(ValueError, match="`WorkerDeltas` needs the workers' deltas"):
-        grads = jax.tree.map(lambda d: d[0], deltas)
-        aggregator.optimizer.update(grads, aggregator.optimizer.init(params), params)
+        optimizer = LearnedOptimizer(aggregator.pipeline)
+        optimizer.update(params, optimizer.init(params), params)
 
 
 def test_a_pooled_embedding_tells_agreement_from_disagreement_and_takes_any_number_of_workers():
@@ -167,12 +169,11 @@ def test_a_scaled_aggregators_update_is_multiplied_leaf_by_leaf(params, deltas):
             attempt()
 
 
-def screened_share(deltas, **context):
+def screened_share(deltas, present=None):
     deltas = {"a": jnp.asarray(deltas, jnp.float32)[:, None], "b": jnp.zeros((len(deltas), 0))}
     params = {"a": jnp.zeros(1), "b": jnp.zeros(0)}
     aggregator = Screened(Mean())
-    context = StepContext(**context)
-    update, state = eqx.filter_jit(aggregator.aggregate)(deltas, aggregator.init(params), params, context=context)
+    update, state = eqx.filter_jit(aggregator.aggregate)(deltas, aggregator.init(params), params, present=present)
     return float(update["a"][0]), float(state.used)
 
 
@@ -222,7 +223,8 @@ class Diverse(AbstractTask):
     """Half the squared distance to a point of each worker's own."""
 
     points: jax.Array
-    update_scales: Any = None
+    widths: Any = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = eqx.field(default=math.inf, static=True)
 
     def init(self, *, key):
@@ -277,7 +279,10 @@ class Recording(AbstractMaskedAggregator):
 
     num_workers: int = eqx.field(static=True)
 
-    def start(self, params):
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
+
+    def init_inner(self, params):
         return jnp.zeros((self.num_workers, *params.shape)), jnp.zeros(()), jnp.zeros((), jnp.int32)
 
     def combine(self, mean, deltas, state, params, *, context):
@@ -299,12 +304,29 @@ def test_the_aggregator_is_told_the_mean_loss_and_the_number_of_rounds():
     assert state.inner[2] == 10
 
 
-def test_the_tasks_scales_multiply_the_aggregators_update_alone():
-    task, inner = Diverse(jnp.asarray(POINTS)), LocalRound(2, 2, SGD(0.2))
-    _, plain, plain_state = one_round(inner, Recording(2), task)
-    _, scaled, scaled_state = one_round(inner, Recording(2), dataclasses.replace(task, update_scales=0.25))
-    np.testing.assert_allclose(scaled - START, 0.25 * (plain - START), rtol=1e-5)
-    assert_close(scaled_state, plain_state, rtol=1e-6)
+# Updates of a hidden matrix: Adam's are divided by 4, SGD's multiplied by 2 / 4.
+WIDER = dict(widths=WidthSpec((3,), "hidden", 3, fan_in_mult=4.0, fan_out_mult=2.0), parametrization=MuP())
+
+
+def test_local_steps_and_aggregators_are_scaled_each_by_its_own_rule():
+    task, inner = Diverse(jnp.asarray(POINTS)), LocalRound(2, 1, SGD(0.2))
+    wider = dataclasses.replace(task, **WIDER)
+    for aggregator, factor in (
+        (Recording(2), 0.5 * 0.25),
+        (Mean(), 0.5),
+        (SlowMo(0.5), 0.5),
+        (OuterOptimizer(optax.sgd(0.7, momentum=0.9, nesterov=True)), 0.5),
+        (Scaled(Screened(Mean()), 3.0), 0.5),
+    ):
+        _, plain, _ = one_round(inner, aggregator, task)
+        _, scaled, _ = one_round(inner, aggregator, wider)
+        np.testing.assert_allclose(scaled - START, factor * (plain - START), rtol=1e-5)
+    # An outer Adam does not see the size of the deltas.
+    with jax.numpy_dtype_promotion("standard"):
+        outer = OuterOptimizer(optax.adam(0.1))
+        _, plain, _ = one_round(inner, outer, task)
+        _, scaled, _ = one_round(inner, outer, wider)
+    np.testing.assert_allclose(scaled - START, 0.25 * (plain - START), rtol=1e-4)
 
 
 def test_a_diverging_worker_is_left_out_and_reported():
@@ -316,21 +338,17 @@ def test_a_diverging_worker_is_left_out_and_reported():
 
 
 def test_the_loss_is_that_of_the_workers_that_take_part():
-    class Present(AbstractMaskedAggregator):
-        def start(self, params):
-            return jnp.zeros(8, bool)
-
-        def combine(self, mean, deltas, state, params, *, context):
-            return mean, context.present
-
     points = np.zeros((8, 3), np.float32)
     points[:, 0] = np.arange(8)
     inner, task = LocalRound(8, 1, SGD(0.1), participation=0.5), Diverse(jnp.asarray(points))
     losses = 0.5 * np.sum((START - points) ** 2, axis=1)
     for seed in range(3):
-        loss, _, state = one_round(inner, Present(), task, key=jax.random.key(seed))
-        assert 0 < state.inner.sum() < 8
-        np.testing.assert_allclose(loss, losses[np.asarray(state.inner)].mean(), rtol=1e-6)
+        key = jax.random.key(seed)
+        loss, _, state = one_round(inner, Mean(), task, key=key)
+        present = np.asarray(jax.random.bernoulli(inner.presence_key(key), 0.5, (8,)))
+        assert 0 < present.sum() < 8
+        assert state.used == present.mean()
+        np.testing.assert_allclose(loss, losses[present].mean(), rtol=1e-6)
     assert jnp.isnan(one_round(LocalRound(2, 1, SGD(0.1)), Mean(), Diverse(jnp.full((2, 3), jnp.nan)))[0])
 
 
@@ -383,6 +401,9 @@ def test_pes_estimates_gradients_of_aggregators():
 class Telling(AbstractOptimizer):
     """An update that adds up what the context tells: the loss, and a hundredth of the number of steps."""
 
+    def update_rules(self, params):
+        return every_leaf(params, SCALE_FREE)
+
     def init(self, params):
         return ()
 
@@ -413,7 +434,7 @@ class Told(AbstractFeature):
 def test_features_of_learned_aggregators_are_told_too():
     head = heads.LinearHead(1, 1, key=jax.random.key(0))
     identity = eqx.tree_at(lambda h: (h.weight, h.bias), head, (jnp.ones((1, 1)), jnp.zeros(1)))
-    aggregator = LearnedAggregator(LearnedOptimizer((), Told(), identity, Direction(1.0)))
+    aggregator = LearnedAggregator(Pipeline((), Told(), identity, Direction(1.0)))
     loss, params, _ = one_round(LocalRound(1, 1, SGD(0.1)), aggregator, Diverse(jnp.asarray(POINTS[:1])))
     np.testing.assert_allclose(START - params, loss + 0.1, rtol=1e-5)
 

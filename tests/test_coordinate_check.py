@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from meta_helpers import toy_task
 
 from lo_components.nn import named_layers
+from lo_components.parametrization import SP, AbstractParametrization, MuP, WidthSpec
 from lo_components.tasks import AbstractTask, CoordinateCheck, coordinate_check
 from lo_components.tasks._named_values import named_values
 
@@ -20,7 +21,8 @@ class Doubling(AbstractTask):
     width: int = eqx.field(static=True)
     exponent: float = eqx.field(static=True)
     named: bool = eqx.field(default=True, static=True)
-    update_scales: float | None = None
+    widths: WidthSpec | None = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = float("inf")
 
     def init(self, *, key):
@@ -59,7 +61,7 @@ def test_a_change_of_exactly_zero_has_no_exponent_and_is_reported():
 
 def test_update_scales_of_the_task_are_applied():
     check = coordinate_check(
-        lambda width: Doubling(width, 0.0, update_scales=1.0 / width),
+        lambda width: Doubling(width, 0.0, widths=WidthSpec((3,), "hidden", 3, width / 1.0), parametrization=MuP()),
         optax.sgd(0.1),
         widths=(4, 8),
         num_steps=1,

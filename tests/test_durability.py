@@ -26,6 +26,7 @@ from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init
 from lo_components.meta._checkpoints import DurableRun
 from lo_components.meta._constants import constants
 from lo_components.optimizers import SGD, Scaled
+from lo_components.parametrization import MuP
 from lo_components.sharding import ParticleSharded, make_mesh
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
@@ -233,10 +234,10 @@ def test_what_kills_left_behind_is_removed_and_nothing_else(copied, finished):
 
 
 def with_constants(
-    folder, *, std=0.01, horizon=10, window=5, step_mult=1.0, shaping=None, scale=None, num_steps=30, wrap=lambda x: x
+    folder, *, std=0.01, horizon=10, window=5, step_mult=1.0, shaping=None, scale=1.0, num_steps=30, wrap=lambda x: x
 ):
     """A run like `train`, with a constant in its learner."""
-    task = Quadratic(jnp.asarray(START), update_scales=scale)
+    task = Quadratic(jnp.asarray(START), parametrization=MuP(output_mult=scale))
     unroll = TruncatedUnroll(task, ConstantHorizon(horizon), window)
     pes = PES(unroll, num_pairs=2, std=std, shaping=shaping or Difference())
     learner = Scaled(SGD(jnp.asarray(0.01)), step_mult)
@@ -250,7 +251,7 @@ OTHERS = {
     "estimator/unroll/horizon/steps` is 10 there, 20 here": dict(horizon=20),
     "estimator/unroll/window` is 5 there, 2 here": dict(window=2),
     "estimator/shaping` is Difference there, SignOfDifference here": dict(shaping=SignOfDifference()),
-    "estimator/unroll/task/update_scales` is None there, 2.0 here": dict(scale=2.0),
+    "estimator/unroll/task/parametrization/output_mult` is 1.0 there, 2.0 here": dict(scale=2.0),
     "learner/scales` is 1.0 there, 3.0 here": dict(step_mult=3.0),
 }
 

@@ -56,7 +56,7 @@ def test_reparametrized_weights_are_the_same_function_with_scaled_gradients():
         assert 0.2 <= scale <= 5.0
         np.testing.assert_allclose(grad, scale * own_grad, rtol=1e-4, atol=1e-7)
     assert len(set(map(float, jax.tree.leaves(scales)))) == len(jax.tree.leaves(scales))
-    assert task.max_loss == base.max_loss and task.update_scales == base.update_scales
+    assert task.max_loss == base.max_loss and task.widths == base.widths
 
 
 def test_a_reduced_batch_repeats_its_first_examples_and_other_splits_are_whole():

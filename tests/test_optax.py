@@ -34,11 +34,11 @@ def test_a_learned_optimizer_trains_an_equinox_model_inside_a_chain(getkey):
     y = x[:, :1] * 0.5 + 0.3
     # Weights that make the direction the first channel, relu(x) - relu(-x): the normalized gradient.
     learned = recipes.lolv2(hidden_size=2, decays=(0.9,), step_mult=0.02, key=getkey())
-    head = learned.head
+    head = learned.pipeline.head
     first = jnp.zeros_like(head.weights[0]).at[0, 0].set(1.0).at[0, 1].set(-1.0)
     second = jnp.zeros_like(head.weights[1]).at[0, 0].set(1.0).at[1, 1].set(1.0)
     third = jnp.zeros_like(head.weights[2]).at[0, 0].set(1.0).at[1, 0].set(-1.0)
-    learned = eqx.tree_at(lambda o: o.head.weights, learned, (first, second, third))
+    learned = eqx.tree_at(lambda o: o.pipeline.head.weights, learned, (first, second, third))
     transformation = optax.chain(optax.clip_by_global_norm(1.0), as_optax(learned))
     params, static = eqx.partition(model, eqx.is_inexact_array)
 

@@ -5,7 +5,17 @@ import pytest
 from helpers import run_python
 
 from lo_components.nn import MLP, declared_widths
-from lo_components.parametrization import SP, MuP, WidthSpec, infer_widths
+from lo_components.parametrization import (
+    ORTHOGONALIZED,
+    PROPORTIONAL,
+    SCALE_FREE,
+    SP,
+    MuP,
+    WidthSpec,
+    infer_widths,
+)
+
+RULES = (SCALE_FREE, PROPORTIONAL, ORTHOGONALIZED)
 
 # fan-in 64, 4 times the base width's; fan-out 6 times.
 WIDTHS = {
@@ -16,24 +26,24 @@ WIDTHS = {
 }
 MUP = MuP(input_mult=3.0, output_mult=5.0, hidden_mult=7.0, bias_std=0.5)
 
-# role: initial standard deviation, forward multiplier, update scale
+# role: initial standard deviation, forward multiplier, update scales by rule
 EXPECTED = {
     "MuP": (
         MUP,
         {
-            "input": (10**-0.5, 3.0, 1.0),
-            "hidden": (0.125, 1.0, 7.0 / 4.0),
-            "output": (0.0, 5.0 / 4.0, 1.0),
-            "vector": (0.5, 1.0, 1.0),
+            "input": (10**-0.5, 3.0, 1.0, 6.0, 6.0**0.5),
+            "hidden": (0.125, 1.0, 7.0 / 4.0, 7.0 * 6.0 / 4.0, 7.0 * 1.5**0.5),
+            "output": (0.0, 5.0 / 4.0, 1.0, 4.0, 2.0),
+            "vector": (0.5, 1.0, 1.0, 6.0, 6.0**0.5),
         },
     ),
     "SP": (
         SP(),
         {
-            "input": (10**-0.5, 1.0, 1.0),
-            "hidden": (0.125, 1.0, 1.0),
-            "output": (0.125, 1.0, 1.0),
-            "vector": (0.0, 1.0, 1.0),
+            "input": (10**-0.5, 1.0, 1.0, 1.0, 1.0),
+            "hidden": (0.125, 1.0, 1.0, 1.0, 1.0),
+            "output": (0.125, 1.0, 1.0, 1.0, 1.0),
+            "vector": (0.0, 1.0, 1.0, 1.0, 1.0),
         },
     ),
 }
@@ -47,7 +57,7 @@ def test_table_of_values(name, role):
     actual = (
         parametrization.init_std(width),
         parametrization.forward_multiplier(width),
-        parametrization.update_scale(width),
+        *(parametrization.update_scale(width, rule) for rule in RULES),
     )
     assert actual == pytest.approx(table[role], rel=1e-12)
 
@@ -56,7 +66,7 @@ def test_table_of_values(name, role):
 def test_mup_has_the_multipliers_of_sp_at_the_base_width(role):
     width = WidthSpec((16, 16), role, 16)
     assert MuP().forward_multiplier(width) == SP().forward_multiplier(width) == 1.0
-    assert MuP().update_scale(width) == SP().update_scale(width) == 1.0
+    assert {p.update_scale(width, rule) for p in (MuP(), SP()) for rule in RULES} == {1.0}
 
 
 def test_hyper_multipliers_default_to_one():
@@ -65,7 +75,7 @@ def test_hyper_multipliers_default_to_one():
 
 def test_update_scales_map_over_a_tree():
     widths = {"a": [WIDTHS["hidden"], WIDTHS["output"]], "b": WIDTHS["vector"]}
-    assert MUP.update_scales(widths) == {"a": [7.0 / 4.0, 1.0], "b": 1.0}
+    assert MUP.update_scales(widths, SCALE_FREE) == {"a": [7.0 / 4.0, 1.0], "b": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -97,10 +107,10 @@ def test_declarations_are_leaves_that_compare_by_value():
 @pytest.mark.parametrize("parametrization", [SP(), MUP], ids=["SP", "MuP"])
 def test_update_scales_have_the_structure_of_the_models_arrays(parametrization):
     model = MLP(3, 2, width=8, depth=3, parametrization=parametrization, base_width=2, key=jax.random.key(0))
-    scales = parametrization.update_scales(declared_widths(model))
+    scales = parametrization.update_scales(declared_widths(model), SCALE_FREE)
     assert jax.tree.structure(scales) == jax.tree.structure(eqx.filter(model, eqx.is_inexact_array))
     assert all(type(s) is float for s in jax.tree.leaves(scales))
-    hidden = parametrization.update_scale(WIDTHS["hidden"])
+    hidden = parametrization.update_scale(WIDTHS["hidden"], SCALE_FREE)
     assert [s.weight for s in scales.layers] == [1.0, hidden, hidden, 1.0]
     assert [s.bias for s in scales.layers] == [1.0, 1.0, 1.0, 1.0]
 
@@ -108,8 +118,8 @@ def test_update_scales_have_the_structure_of_the_models_arrays(parametrization):
 def test_update_scales_work_on_shapes_alone():
     build = lambda key: MLP(3, 2, width=8, depth=2, parametrization=MuP(), base_width=2, key=key)  # noqa: E731
     shapes = eqx.filter_eval_shape(build, jax.random.key(0))
-    expected = MuP().update_scales(declared_widths(build(jax.random.key(0))))
-    assert jax.tree.leaves(MuP().update_scales(declared_widths(shapes))) == jax.tree.leaves(expected)
+    expected = MuP().update_scales(declared_widths(build(jax.random.key(0))), SCALE_FREE)
+    assert jax.tree.leaves(MuP().update_scales(declared_widths(shapes), SCALE_FREE)) == jax.tree.leaves(expected)
     assert jnp.prod(jnp.array(jax.tree.leaves(expected))) == 0.25
 
 

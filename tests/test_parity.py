@@ -164,12 +164,12 @@ def test_an_empty_config_means_the_originals_defaults(name, ours, getkey):
     else:
         kind, theta = MANIFEST[name]["kind"], golden(name)["theta"]
     optimizer = interop.from_reference(kind, theta, {})
-    assert optimizer.step_rule.step_mult == ours["step_mult"]
-    assert optimizer.step_rule.exp_mult == 1e-3
-    assert optimizer.accumulators[0].decays.initial == ours["decays"]
+    assert optimizer.pipeline.step_rule.step_mult == ours["step_mult"]
+    assert optimizer.pipeline.step_rule.exp_mult == 1e-3
+    assert optimizer.pipeline.accumulators[0].decays.initial == ours["decays"]
     if kind != "mlp_lopt":
-        assert optimizer.accumulators[1].decays.initial == (0.999,)
-        assert optimizer.accumulators[2].decays.initial == (0.9, 0.99, 0.999)
+        assert optimizer.pipeline.accumulators[1].decays.initial == (0.999,)
+        assert optimizer.pipeline.accumulators[2].decays.initial == (0.9, 0.99, 0.999)
 
 
 def test_mulo_without_multipliers_is_not_scaled():

@@ -57,13 +57,13 @@ def _lolv2_features(param, grads):
 
 
 @eqx.filter_jit
-def _our_features(optimizer, param, grads):
-    states = tuple(a.init(param) for a in optimizer.accumulators)
+def _our_features(pipeline, param, grads):
+    states = tuple(a.init(param) for a in pipeline.accumulators)
     for grad in grads:
-        states = tuple(a.update(grad, s) for a, s in zip(optimizer.accumulators, states, strict=True))
-    stats = tuple(a.read(s) for a, s in zip(optimizer.accumulators, states, strict=True))
+        states = tuple(a.update(grad, s) for a, s in zip(pipeline.accumulators, states, strict=True))
+    stats = tuple(a.read(s) for a, s in zip(pipeline.accumulators, states, strict=True))
     view = TensorView(param, grads[-1], stats, jnp.asarray(len(grads) - 1, jnp.int32))
-    channels = optimizer.features(view)
+    channels = pipeline.features(view)
     return jnp.concatenate([jnp.broadcast_to(c.scaled(), (c.values.shape[0], *param.shape)) for c in channels])
 
 
@@ -80,7 +80,7 @@ def test_features_are_the_published_ones_in_the_published_order(name, shape, sca
     grads = [(scale * rng.normal(size=shape)).astype(np.float32) for _ in range(3)]
     grads = [np.where(np.arange(shape[-1]) == 0, np.float32(0), g) for g in grads]
     optimizer = getattr(recipes, name)(key=getkey())
-    ours = np.asarray(_our_features(optimizer, jnp.asarray(param), list(map(jnp.asarray, grads))))
+    ours = np.asarray(_our_features(optimizer.pipeline, jnp.asarray(param), list(map(jnp.asarray, grads))))
     expected = REFERENCES[name](param.astype(np.float64), [g.astype(np.float64) for g in grads])
     assert ours.shape == expected.shape
     for i, (a, b) in enumerate(zip(ours, expected, strict=True)):
@@ -106,16 +106,16 @@ def test_aggregators_have_the_published_features_and_numbers_of_meta_parameters(
         (recipes.lopt(key=getkey()), 13, 0),
         (recipes.lagg(8, key=getkey()), 20, 0),
     ]:
-        assert aggregator.optimizer.features.size == features
+        assert aggregator.pipeline.features.size == features
         assert _count(aggregator) == features * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2 + decays
-        rule = aggregator.optimizer.step_rule
+        rule = aggregator.pipeline.step_rule
         assert (rule.step_mult, rule.exp_mult) == (1e-3, 1e-3)
 
 
 def test_step_multipliers_are_the_published_ones(getkey):
     for recipe, step_mult in [(recipes.small_fc_lopt, 1e-3), (recipes.mulo, 1e-2), (recipes.lolv2, 1e-3)]:
         optimizer = recipe(key=getkey())
-        assert (optimizer.step_rule.step_mult, optimizer.step_rule.exp_mult) == (step_mult, 1e-3)
+        assert (optimizer.pipeline.step_rule.step_mult, optimizer.pipeline.step_rule.exp_mult) == (step_mult, 1e-3)
 
 
 def test_mulo_is_small_fc_lopt_with_a_larger_network_and_step():
@@ -135,11 +135,12 @@ def test_hyperparameters_reach_their_parts(getkey):
         factored_decays=(0.8, 0.85),
         key=getkey(),
     )
-    assert [a.decays.initial for a in optimizer.accumulators] == [(0.5, 0.6), (0.7,), (0.8, 0.85)]
-    assert [w.shape for w in optimizer.head.weights] == [(31, 3), (3, 2)]
-    assert (optimizer.step_rule.step_mult, optimizer.step_rule.exp_mult) == (0.5, 0.25)
+    pipeline = optimizer.pipeline
+    assert [a.decays.initial for a in pipeline.accumulators] == [(0.5, 0.6), (0.7,), (0.8, 0.85)]
+    assert [w.shape for w in pipeline.head.weights] == [(31, 3), (3, 2)]
+    assert (pipeline.step_rule.step_mult, pipeline.step_rule.exp_mult) == (0.5, 0.25)
     optimizer = recipes.lolv2(hidden_size=3, hidden_layers=1, decays=(0.5,), key=getkey())
-    assert [w.shape for w in optimizer.head.weights] == [(14, 3), (3, 2)]
+    assert [w.shape for w in optimizer.pipeline.head.weights] == [(14, 3), (3, 2)]
 
 
 def test_unpaired_decays_are_refused(getkey):

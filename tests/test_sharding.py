@@ -215,9 +215,10 @@ def test_wrappers_on_one_device():
 
     mesh = make_mesh(devices=jax.devices()[:1])
     assert dict(mesh.shape) == {"particles": 1, "workers": 1, "batch": 1, "fsdp": 1}
-    task = LinearRegression(jnp.arange(2.0), jnp.ones(2), update_scales=2.0, max_loss=3.0)
+    width = WidthSpec((2,), "vector")
+    task = LinearRegression(jnp.arange(2.0), jnp.ones(2), widths=width, parametrization=MuP(), max_loss=3.0)
     sharded = BatchSharded(task, mesh)
-    assert (sharded.update_scales, sharded.max_loss) == (2.0, 3.0)
+    assert (sharded.widths, sharded.parametrization, sharded.max_loss) == (width, MuP(), 3.0)
     np.testing.assert_array_equal(sharded.batch(key=jax.random.key(1))[0], task.batch(key=jax.random.key(1))[0])
     estimator = ParticleSharded(PES(TruncatedUnroll(task, ConstantHorizon(2), 1)), mesh)
     assert estimator.estimator.unroll.task.solution.sharding.is_fully_replicated

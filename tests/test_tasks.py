@@ -9,7 +9,7 @@ from meta_helpers import START, toy_images, toy_task
 
 from lo_components.data import TokenDataset, digits, image_dataset
 from lo_components.nn import MLP
-from lo_components.parametrization import SP, MuP, infer_widths
+from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
 from lo_components.tasks import (
     ImageClassification,
     LinearRegression,
@@ -24,8 +24,9 @@ from lo_components.tasks import (
 KEY = jax.random.key(0)
 
 
-def scales_of(task):
-    return {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(task.update_scales)}
+def scales_of(task, rule=SCALE_FREE):
+    scales = task.parametrization.update_scales(task.widths, rule)
+    return {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(scales)}
 
 
 def test_the_loss_of_zero_logits_is_the_logarithm_of_the_number_of_classes():
@@ -55,7 +56,7 @@ def test_params_hold_only_arrays_and_keep_the_models_structure():
         (shape, jnp.float32) for shape in [(4, 2), (4,), (4, 4), (4,), (3, 4), (3,)]
     ]
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
-    assert jax.tree.structure(params) == jax.tree.structure(task.update_scales)
+    assert jax.tree.structure(params) == jax.tree.structure(task.widths)
 
 
 def test_initial_parameters_depend_on_the_key():
@@ -91,7 +92,7 @@ def test_mup_scales_hidden_weights_alone(base_width, expected):
 def test_images_larger_than_the_base_models_scale_the_first_layer_as_a_hidden_one():
     scales = scales_of(toy_task(parametrization=MuP(), width=8, base_width=8, base_in_size=1))
     assert scales.pop(".layers[0].weight") == 1 / 2 and set(scales.values()) == {1.0}
-    scales = scales_of(toy_task(parametrization=MuP(update_rule="sgd"), width=8, base_width=4, base_in_size=1))
+    scales = scales_of(toy_task(parametrization=MuP(), width=8, base_width=4, base_in_size=1), PROPORTIONAL)
     assert scales[".layers[0].weight"] == 2 / 2
 
 
@@ -131,10 +132,10 @@ def test_a_model_of_ones_own_keeps_its_constants_out_of_the_parameters():
         return lambda key: Scaled(MLP(2, 3, width=4, depth=1, key=key), factor)
 
     dataset = toy_images()
-    plain, zero = (ImageClassification(dataset, build(f), parametrization=SP(), batch_size=8) for f in (1.0, 0.0))
+    plain, zero = (ImageClassification(dataset, build(f), batch_size=8) for f in (1.0, 0.0))
     params = plain.init(key=jax.random.key(1))
     assert params.factor is None
-    assert jax.tree.structure(plain.update_scales) == jax.tree.structure(params)
+    assert jax.tree.structure(plain.widths) == jax.tree.structure(params)
     batch = plain.batch(key=KEY)
     np.testing.assert_allclose(zero.loss(params, batch, key=KEY), math.log(3), rtol=1e-6)
     assert abs(plain.loss(params, batch, key=KEY) - math.log(3)) > 0.01
@@ -151,7 +152,7 @@ def test_quadratic():
     task = Quadratic(jnp.asarray(START))
     params = task.init(key=KEY)
     np.testing.assert_array_equal(params, START)
-    assert task.max_loss == math.inf and task.update_scales is None and task.batch(key=KEY) is None
+    assert task.max_loss == math.inf and task.widths is None and task.batch(key=KEY) is None
     loss, grad = jax.value_and_grad(task.loss)(params, None, key=KEY)
     np.testing.assert_allclose(loss, 0.5 * np.sum(START**2), rtol=1e-6)
     np.testing.assert_array_equal(grad, START)
@@ -179,7 +180,7 @@ def toy_tokens():
 )
 def test_every_kind_of_task_has_a_finite_loss_and_gradients_with_a_scale_each(task):
     params = task.init(key=KEY)
-    assert jax.tree.structure(params) == jax.tree.structure(task.update_scales)
+    assert jax.tree.structure(params) == jax.tree.structure(task.widths)
     loss, grads = jax.jit(jax.value_and_grad(lambda p: task.loss(p, task.batch(key=KEY), key=KEY)))(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert 0 < loss < task.max_loss
@@ -238,12 +239,34 @@ def test_evaluation_of_a_batch_normalized_model_does_not_depend_on_the_other_ima
 def test_models_of_others_are_tasks_once_their_widths_are_given():
     build = lambda width, key: eqx.nn.MLP(2, 3, width, 1, key=key)  # noqa: E731
     widths = infer_widths(lambda width: build(width, KEY), 4, 8, 16)
-    task = ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
-    assert set(jax.tree.leaves(task.update_scales)) == {1.0}
+    task = ImageClassification(toy_images(), lambda key: build(16, key), parametrization=Absorbed(), widths=widths)
+    assert scales_of(task) == dict.fromkeys(scales_of(task), 1.0) | {".layers[1].weight": 1 / 4}
+    params = task.init(key=KEY)
+    assert not jnp.any(params.layers[1].weight) and jnp.any(params.layers[0].weight)
+    plain = ImageClassification(toy_images(), lambda key: build(16, key), parametrization=SP(), widths=widths)
+    assert eqx.tree_equal(plain.init(key=KEY), eqx.filter(build(16, KEY), eqx.is_inexact_array))
+    with pytest.raises(TypeError, match=r"`Absorbed\(MuP\(\)\)` or `SP\(\)`.*got MuP"):
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
     with pytest.raises(ValueError, match="infer_widths"):
-        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP())
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=Absorbed())
     with pytest.raises(ValueError, match="`widths` must have one"):
-        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=[widths])
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=Absorbed(), widths=[widths])
+
+
+def test_the_parametrization_of_a_models_layers_is_found():
+    def build(first, second):
+        def model(key):
+            return [MLP(2, 3, width=4, depth=1, parametrization=p, key=key) for p in (first, second)]
+
+        return model
+
+    mup = MuP(hidden_mult=2.0)
+    assert ImageClassification(toy_images(), build(mup, mup)).parametrization == mup
+    assert ImageClassification(toy_images(), build(mup, mup), parametrization=mup).parametrization == mup
+    with pytest.raises(ValueError, match="layers were built with different parametrizations"):
+        ImageClassification(toy_images(), build(mup, SP()))
+    with pytest.raises(ValueError, match="layers were built with MuP.*leave it out"):
+        ImageClassification(toy_images(), build(mup, mup), parametrization=SP())
 
 
 def test_models_with_arrays_that_are_not_trained_are_refused():
@@ -255,14 +278,14 @@ def test_models_with_arrays_that_are_not_trained_are_refused():
             self.order, self.mlp = jnp.arange(2)[::-1], MLP(2, 3, width=4, depth=1, key=key)
 
     with pytest.raises(ValueError, match="array of int32 at `order`"):
-        ImageClassification(toy_images(), Permuted, parametrization=SP())
+        ImageClassification(toy_images(), Permuted)
 
 
 def test_widths_of_another_width_are_refused():
     build = lambda width, key: eqx.nn.MLP(2, 3, width, 1, key=key)  # noqa: E731
     widths = infer_widths(lambda width: build(width, KEY), 4, 8, 32)
     with pytest.raises(ValueError, match="of the right shape"):
-        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=MuP(), widths=widths)
+        ImageClassification(toy_images(), lambda key: build(16, key), parametrization=Absorbed(), widths=widths)
 
 
 def test_evaluation_of_a_language_model_goes_over_every_token_once_without_dropout():

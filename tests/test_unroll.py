@@ -9,6 +9,7 @@ import pytest
 from meta_helpers import START, Drift, Noisy, quadratic_unroll
 
 from lo_components.optimizers import SGD, OptaxOptimizer, Scaled, StepContext
+from lo_components.parametrization import MuP, WidthSpec
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LogUniformHorizon, TruncatedUnroll
 
@@ -140,11 +141,12 @@ def test_a_window_is_its_steps_one_after_the_other():
 
 def test_a_gradient_step_applies_the_tasks_scales_around_the_learner():
     params, key, horizon = jnp.asarray(START), jax.random.key(0), jnp.asarray(10, jnp.int32)
-    task = Quadratic(params, update_scales=0.25)
+    width = WidthSpec((3,), "hidden", 3, fan_in_mult=4.0, fan_out_mult=2.0)
+    task = Quadratic(params, widths=width, parametrization=MuP())
     loss, after, _ = GradientStep().step(SGD(0.5), task, params, SGD(0.5).init(params), horizon, key=key)
     np.testing.assert_allclose(loss, 0.5 * np.sum(START**2), rtol=1e-6)
     np.testing.assert_allclose(after, START - 0.25 * 0.5 * START, rtol=1e-6)
-    scaled = Scaled(SGD(0.5), 0.25)
+    scaled = Scaled(SGD(0.5), 0.5)
     _, same, _ = GradientStep().step(scaled, Quadratic(params), params, scaled.init(params), horizon, key=key)
     np.testing.assert_array_equal(after, same)
 

@@ -77,7 +77,7 @@ def test_a_learned_optimizer_survives_and_keeps_its_constants(tmp_path):
     loaded, _ = load_arrays(tmp_path / "a.safetensors", other)
     assert_identical(loaded, optimizer)
     longer = recipes.small_fc_lopt(step_mult=0.5, key=jax.random.key(1))
-    assert load_arrays(tmp_path / "a.safetensors", longer)[0].step_rule == longer.step_rule
+    assert load_arrays(tmp_path / "a.safetensors", longer)[0].pipeline.step_rule == longer.pipeline.step_rule
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

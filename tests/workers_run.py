@@ -67,7 +67,8 @@ def make_task(hidden: int = 32):
 
     class Regression(AbstractTask):
         teacher: jax.Array
-        update_scales: None = None
+        widths: None = None
+        parametrization: loc.AbstractParametrization = loc.parametrization.SP()
         max_loss: float = 1e3
 
         def init(self, *, key):

@@ -11,12 +11,16 @@ from . import meta as meta
 from . import nn as nn
 from . import optimizers as optimizers
 from . import parametrization as parametrization
+from . import pipeline as pipeline
 from . import plots as plots
 from . import recipes as recipes
 from . import sharding as sharding
 from . import steps as steps
 from . import tasks as tasks
 from . import unroll as unroll
+from ._learner import Constant as Constant
+from ._learner import Learner as Learner
+from ._learner import theta as theta
 from .accumulators import AbstractAccumulator as AbstractAccumulator
 from .aggregators import AbstractAggregator as AbstractAggregator
 from .aggregators import LearnedAggregator as LearnedAggregator
@@ -25,8 +29,10 @@ from .features import AbstractFeature as AbstractFeature
 from .heads import AbstractHead as AbstractHead
 from .optimizers import AbstractOptimizer as AbstractOptimizer
 from .optimizers import LearnedOptimizer as LearnedOptimizer
+from .optimizers import OptaxOptimizer as OptaxOptimizer
 from .optimizers import as_optax as as_optax
 from .parametrization import AbstractParametrization as AbstractParametrization
+from .pipeline import Pipeline as Pipeline
 from .steps import AbstractStepRule as AbstractStepRule
 from .tasks import AbstractTask as AbstractTask
 

@@ -1,12 +1,16 @@
 """Private helpers for pytrees."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+
+from . import _learner
 
 BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks of rows
 
@@ -33,13 +37,31 @@ def scaled(factor: Any, x: Any) -> Array:
     return (jnp.asarray(factor, jnp.float32) * x.astype(jnp.float32)).astype(x.dtype)
 
 
-def check_scales(scales: PyTree, params: PyTree) -> None:
-    """Refuse scales that do not have one leaf per leaf of the parameters."""
+def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
+    """The scales, arrays instead of constants, after checking that there is one per leaf of the parameters."""
+    scales = _learner.values(scales)
     got, expected = jax.tree.structure(scales), jax.tree.structure(params)
     if got != expected:
         raise ValueError(
             f"`scales` must have one float per leaf of `params`, in the same structure: got {got}, expected {expected}."
         )
+    return scales
+
+
+def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
+    """Refuse a state with other arrays than `init(params)` has."""
+    rule = "`state` must come from `init` with parameters like these, or from the previous step"
+    expected = eqx.filter_eval_shape(init, params)
+    structures = jax.tree.structure(state), jax.tree.structure(expected)
+    if structures[0] != structures[1]:
+        raise ValueError(f"{rule}: it has the structure {structures[0]}, expected {structures[1]}.")
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        if isinstance(like, jax.ShapeDtypeStruct):
+            found, wanted = ((getattr(x, "dtype", type(x).__name__), jnp.shape(x)) for x in (leaf, like))
+            if found != wanted:
+                raise ValueError(
+                    f"{rule}: at `{path_name(path)}` got {found[0]}{found[1]}, expected {wanted[0]}{wanted[1]}."
+                )
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -10,7 +10,6 @@ from helpers import assert_close, normal_tree
 
 from lo_components import aggregators, recipes
 from lo_components.aggregators import LearnedAggregator, Mean, OuterOptimizer, Scaled, Screened, SlowMo
-from lo_components.optimizers import StepContext
 
 WORKERS = 3
 SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
@@ -89,7 +88,7 @@ def test_an_absent_worker_a_non_finite_one_and_one_that_sends_the_mean_of_the_ot
     state = aggregator.init(params)
     present = jnp.array([True, False, True])
     expected, _ = aggregate(aggregator, jax.tree.map(lambda d: d.at[1].set((d[0] + d[2]) / 2), deltas), state, params)
-    absent, after = aggregate(aggregator, deltas, state, params, context=StepContext(present=present))
+    absent, after = aggregate(aggregator, deltas, state, params, present=present)
     assert_close(absent, expected, rtol=1e-4, atol=1e-6)
     assert after.used == np.float32(2 / 3)
     # One element of one leaf is enough: the worker's other leaves are not to be trusted either.
@@ -103,8 +102,8 @@ def test_an_absent_worker_a_non_finite_one_and_one_that_sends_the_mean_of_the_ot
 def test_a_round_that_can_use_no_worker_changes_nothing_and_says_so(aggregator, params, deltas):
     _, state = aggregate(aggregator, deltas, aggregator.init(params), params)
     broken = jax.tree.map(lambda d: d * jnp.nan, deltas)
-    for given, context in ((deltas, StepContext(present=jnp.zeros(WORKERS, bool))), (broken, StepContext())):
-        update, after = aggregate(aggregator, given, state, params, context=context)
+    for given, present in ((deltas, jnp.zeros(WORKERS, bool)), (broken, None)):
+        update, after = aggregate(aggregator, given, state, params, present=present)
         assert not any(jnp.any(u != 0) for u in jax.tree.leaves(update))
         assert_close(after.inner, state.inner, rtol=0, atol=0)
         assert after.used == 0.0
@@ -118,7 +117,7 @@ def test_who_is_present_is_not_traced_again(aggregator, params, deltas):
     def round(state, present):
         nonlocal traces
         traces += 1
-        return aggregator.aggregate(deltas, state, params, context=StepContext(present=present))[1]
+        return aggregator.aggregate(deltas, state, params, present=present)[1]
 
     state = round(aggregator.init(params), jnp.array([True, False, True]))
     round(state, jnp.array([True, True, True]))
@@ -138,23 +137,21 @@ def test_wrong_deltas_are_refused(aggregator, params, deltas):
     ):
         with pytest.raises(ValueError, match=message):
             aggregator.aggregate(wrong, state, params)
-    with pytest.raises(
-        ValueError, match=r"`context.present` must have one entry per worker: got \(2,\), expected \(3,\)"
-    ):
-        aggregator.aggregate(deltas, state, params, context=StepContext(present=jnp.ones(2, bool)))
+    with pytest.raises(ValueError, match=r"`present` must have one entry per worker: got \(2,\), expected \(3,\)"):
+        aggregator.aggregate(deltas, state, params, present=jnp.ones(2, bool))
 
 
 @every_aggregator
 def test_a_state_of_another_aggregator_is_refused_by_name(aggregator, params, deltas):
     foreign = aggregators.AggregatorState({"foreign": jnp.zeros(())}, jnp.ones(()))
-    with pytest.raises(ValueError, match="`state` must come from this aggregator's `init`"):
+    with pytest.raises(ValueError, match="`state` must come from `init` with parameters like these"):
         aggregator.aggregate(deltas, foreign, params)
 
 
 def test_a_state_for_other_parameters_is_refused_by_name(params, deltas):
     other = {**params, "w": params["w"][:1]}
     with pytest.raises(
-        ValueError, match=r"`state` must come from.*at `w` got float32\(1, 3\), expected float32\(2, 3\)"
+        ValueError, match=r"`state` must come from.*at `inner/w` got float32\(1, 3\), expected float32\(2, 3\)"
     ):
         SlowMo(0.5).aggregate(deltas, SlowMo(0.5).init(other), params)
     half = jax.tree.map(lambda x: x.astype(jnp.float16), SlowMo(0.5).init(params).inner)

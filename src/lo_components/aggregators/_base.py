@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .. import _tree
 from .._types import Params, typechecked
 from ..optimizers import StepContext
+from ..parametrization import UpdateRule
 
 StateT = TypeVar("StateT")
 
@@ -21,8 +22,8 @@ class AggregatorState(eqx.Module, Generic[StateT]):
     **Arguments:**
 
     - `inner`: what the aggregator remembers.
-    - `used`: the share of workers that the last round used; 1 before the first. Below 1, workers were absent or sent
-        deltas that were not finite.
+    - `used`: the fraction of workers used in the last round; 1 before the first. It is below 1 if workers were absent
+        or sent non-finite deltas.
     """
 
     inner: StateT
@@ -32,11 +33,26 @@ class AggregatorState(eqx.Module, Generic[StateT]):
 class AbstractAggregator(eqx.Module, Generic[StateT]):
     r"""Turns the deltas of $K$ workers into one update of the parameters that they share.
 
-    A worker's delta is new minus old, a direction of descent, so the plain update is the mean. Like an optimizer, an
-    aggregator is its meta-parameters: array leaves are meta-learned, Python scalars constants.
+    A worker's delta is new minus old, a descent direction, so the plain update is the mean. Like an optimizer, an
+    aggregator is its meta-parameters: array leaves are meta-learned, Python numbers are constants.
 
-    New ones are made of [`lo_components.aggregators.AbstractMaskedAggregator`][], wrappers of this class.
+    To write an aggregator, subclass [`lo_components.aggregators.AbstractMaskedAggregator`][]; to write a wrapper,
+    subclass this class.
     """
+
+    @abc.abstractmethod
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        """How the size of each array's update depends on the deltas; parametrizations scale updates accordingly.
+
+        Deltas already have the right size, so updates that are linear in them are
+        [`lo_components.parametrization.UNSCALED`][lo_components.parametrization.UpdateRule].
+
+        **Arguments:**
+
+        - `params`: a pytree of floating-point arrays, of which only structure and shapes count.
+
+        **Returns:** an [`lo_components.parametrization.UpdateRule`][] for each leaf of `params`.
+        """
 
     @abc.abstractmethod
     def init(self, params: Params) -> AggregatorState[StateT]:
@@ -54,36 +70,42 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
         state: AggregatorState[StateT],
         params: Params,
         *,
+        present: Bool[Array | np.ndarray, " workers"] | None = None,
         context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState[StateT]]:
         """One round.
 
         **Arguments:**
 
-        - `deltas`: each worker's new parameters minus old ones, each leaf `[workers, *shape]`.
+        - `deltas`: each worker's new parameters minus the old ones, each leaf `[workers, *shape]`.
         - `state`: from `init` or the previous round.
         - `params`: the parameters that the workers started from.
-        - `context`: `present` says which workers took part; loss and length of training, where features use them.
+        - `present`: which workers took part; `None`: all of them.
+        - `context`: the loss and the length of training, for features that use them.
 
         **Returns:** the update to add to `params`, in their dtype, and the next state.
 
-        Raises `ValueError` where `deltas` or `present` do not have the structure, the shapes or the dtype to expect,
-        and where `state` does not have those of this aggregator's.
+        Raises `ValueError` if `deltas`, `present` or `state` do not have the expected structure, shapes and dtypes.
         """
 
 
 class AbstractMaskedAggregator(AbstractAggregator[StateT]):
-    r"""An aggregator that uses the workers it can.
+    r"""An aggregator that leaves out absent workers and workers with non-finite deltas.
 
-    A worker is used if it is `present` and every element of its delta is finite. Means are over the workers used; the
-    share of them is reported in the state. A round that can use none gives an update of zeros and leaves the rest of
-    the state as it was. Arithmetic is float32. A new aggregator writes `start` and `combine`.
+    A worker is used if it is `present` and every element of its delta is finite. Means are over the workers used, whose
+    fraction is reported in the state. If no worker can be used, the update is zero and the rest of the state stays as
+    it was. Arithmetic is float32. A new aggregator implements `init_inner`, `combine` and `update_rules`.
     """
 
     @abc.abstractmethod
-    def start(self, params: Params) -> StateT:
-        """What to remember before the first round; of `params` it may use structure, shapes and dtypes alone, since
-        every round traces it to check its `state`."""
+    def init_inner(self, params: Params) -> StateT:
+        """What to remember before the first round.
+
+        **Arguments:**
+
+        - `params`: of which only structure, shapes and dtypes may be used, since each round traces this method to check
+            its `state`.
+        """
 
     @abc.abstractmethod
     def combine(
@@ -95,42 +117,50 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
         *,
         context: StepContext,
     ) -> tuple[PyTree[Float[Array, "..."]], StateT]:
-        """The update to add and what to remember.
+        """Combine the deltas of a round.
 
         **Arguments:**
 
-        - `mean`: of the deltas of the workers used, in the structure of `params`.
-        - `deltas`: all of them, each leaf `[workers, *shape]`, with `mean` in place of those that are not used.
-        - `state`: from `start` or the previous round.
-        - `params`: those that the workers started from.
+        - `mean`: the mean delta of the workers used, in the structure of `params`.
+        - `deltas`: of all workers, each leaf `[workers, *shape]`; those not used are replaced by `mean`.
+        - `state`: from `init_inner` or the previous round.
+        - `params`: the parameters that the workers started from.
         - `context`: as given to `aggregate`.
+
+        **Returns:** the update to add, and what to remember.
         """
 
     @typechecked
     def init(self, params: Params) -> AggregatorState:
-        """As for every aggregator."""
-        return AggregatorState(self.start(params), jnp.ones((), jnp.float32))
+        """The state before the first round."""
+        return AggregatorState(self.init_inner(params), jnp.ones((), jnp.float32))
 
     @typechecked
     def aggregate(
-        self, deltas: PyTree, state: AggregatorState, params: Params, *, context: StepContext = StepContext()
+        self,
+        deltas: PyTree,
+        state: AggregatorState,
+        params: Params,
+        *,
+        present: Bool[Array | np.ndarray, " workers"] | None = None,
+        context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState]:
-        """As for every aggregator, with `combine` for the workers that can be used."""
-        refuse_unlike(deltas, params, context.present)
-        _refuse_foreign(state.inner, eqx.filter_eval_shape(self.start, params))
+        """One round, with `combine` applied to the workers that can be used."""
+        check_deltas(deltas, params, present)
+        _tree.check_state(state, self.init, params)
         deltas = jax.tree.map(lambda d: jnp.asarray(d).astype(jnp.float32), deltas)
-        used = usable(deltas, context.present)
+        used = usable(deltas, present)
         mean = jax.tree.map(lambda d: _mean(d, used), deltas)
         filled = jax.tree.map(lambda d, m: jnp.where(_along(used, d), d, m[None]), deltas, mean)
         update, inner = self.combine(mean, filled, state.inner, params, context=context)
         some = jnp.any(used)
         update = jax.tree.map(lambda u, p: jnp.where(some, u, 0.0).astype(jnp.asarray(p).dtype), update, params)
-        share = jnp.mean(used, dtype=jnp.float32)
-        return update, AggregatorState(_tree.where(some, inner, state.inner), share)
+        fraction = jnp.mean(used, dtype=jnp.float32)
+        return update, AggregatorState(_tree.where(some, inner, state.inner), fraction)
 
 
 def usable(deltas: PyTree, present: Bool[Array | np.ndarray, " workers"] | None) -> Bool[Array, "*workers"]:
-    """Which workers are present and sent nothing but finite numbers."""
+    """Which workers are present and sent only finite numbers."""
     finite = [jnp.all(jnp.isfinite(d), axis=tuple(range(1, d.ndim))) for d in jax.tree.leaves(deltas)]
     return functools.reduce(jnp.logical_and, finite, jnp.asarray(True if present is None else present))
 
@@ -146,21 +176,8 @@ def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) 
     return jnp.clip(jnp.sum(jnp.where(_along(used, delta), delta / count, 0.0), axis=0), -largest, largest)
 
 
-def _refuse_foreign(state: Any, expected: Any) -> None:
-    rule = "`state` must come from this aggregator's `init` with parameters like these, or from its previous round"
-    structures = jax.tree.structure(state), jax.tree.structure(expected)
-    if structures[0] != structures[1]:
-        raise ValueError(f"{rule}: it remembers {structures[0]}, expected {structures[1]}.")
-    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
-        if isinstance(like, jax.ShapeDtypeStruct):
-            found, wanted = ((getattr(x, "dtype", type(x).__name__), jnp.shape(x)) for x in (leaf, like))
-            if found != wanted:
-                name = _tree.path_name(path)
-                raise ValueError(f"{rule}: at `{name}` got {found[0]}{found[1]}, expected {wanted[0]}{wanted[1]}.")
-
-
-def refuse_unlike(deltas: Any, params: Any, present: Any) -> None:
-    """Raise what `aggregate` promises to."""
+def check_deltas(deltas: Any, params: Any, present: Any) -> None:
+    """Raise `ValueError` unless deltas and `present` belong to `params`."""
     structures = jax.tree.structure(deltas), jax.tree.structure(params)
     if structures[0] != structures[1]:
         raise ValueError(
@@ -181,6 +198,4 @@ def refuse_unlike(deltas: Any, params: Any, present: Any) -> None:
                 f"`deltas` must be floating point: at `{_tree.path_name(path)}` got {jnp.result_type(delta)}."
             )
     if present is not None and np.shape(present) != workers:
-        raise ValueError(
-            f"`context.present` must have one entry per worker: got {np.shape(present)}, expected {workers}."
-        )
+        raise ValueError(f"`present` must have one entry per worker: got {np.shape(present)}, expected {workers}.")

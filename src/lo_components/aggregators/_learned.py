@@ -1,41 +1,44 @@
-import dataclasses
-
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
-from ..optimizers import LearnedOptimizer, LearnedOptimizerState, StepContext
+from ..optimizers import StepContext
+from ..parametrization import UpdateRule, every_leaf
+from ..pipeline import Pipeline, PipelineState, init_tree, update_tree
 from ._base import AbstractMaskedAggregator
 
 
-class LearnedAggregator(AbstractMaskedAggregator[LearnedOptimizerState]):
-    r"""The pipeline of a learned optimizer with the mean delta $\bar d$ in place of the gradient.
+class LearnedAggregator(AbstractMaskedAggregator[PipelineState]):
+    r"""A learned global update: one pipeline, with the mean delta $\bar d$ in place of the gradient.
 
-    Accumulators are fed $\bar d$, and [`lo_components.features.Gradient`][] shows it to the head. Nothing is flipped
-    and nothing is added to the head's step: what becomes of a delta, its sign included, is learned. A pipeline with
-    [`lo_components.features.WorkerDeltas`][] sees each worker's delta as well. It has a fixed number of workers, and
-    depends on their order; a worker that is absent or not finite is shown as the mean of the others.
+    Accumulators are fed $\bar d$, and [`lo_components.features.Gradient`][] shows it to the head. Its sign is not
+    flipped, and the mean is not added to the head's step: how to use a delta is learned. A pipeline with
+    [`lo_components.features.WorkerDeltas`][] also sees each worker's delta. It is built for a fixed number of workers
+    and depends on their order; a worker that is absent or not finite is shown as the mean of the others.
 
     **Arguments:**
 
-    - `optimizer`: the pipeline of accumulators, features, head and step rule.
+    - `pipeline`: from a tensor's deltas to its update.
 
     ??? cite "Source"
         Joseph, Thérien et al., *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
     """
 
-    optimizer: LearnedOptimizer
+    pipeline: Pipeline
 
-    def start(self, params: Params) -> LearnedOptimizerState:
-        return self.optimizer.init(params)
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return every_leaf(params, self.pipeline.step_rule.update_rule)
+
+    def init_inner(self, params: Params) -> PipelineState:
+        return init_tree(self.pipeline, params)
 
     def combine(
         self,
         mean: PyTree[Float[Array, "..."]],
         deltas: PyTree[Float[Array, "workers ..."]],
-        state: LearnedOptimizerState,
+        state: PipelineState,
         params: Params,
         *,
         context: StepContext,
-    ) -> tuple[PyTree[Float[Array, "..."]], LearnedOptimizerState]:
-        context = dataclasses.replace(context, deltas=deltas)
-        return self.optimizer.update(mean, state, params, context=context)
+    ) -> tuple[PyTree[Float[Array, "..."]], PipelineState]:
+        num_steps, loss = context.num_steps_array(), context.loss_array()
+        return update_tree(self.pipeline, mean, state, params, deltas=deltas, num_steps=num_steps, loss=loss)

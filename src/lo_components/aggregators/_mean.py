@@ -2,6 +2,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import StepContext
+from ..parametrization import UNSCALED, UpdateRule, every_leaf
 from ._base import AbstractMaskedAggregator
 
 
@@ -14,7 +15,10 @@ class Mean(AbstractMaskedAggregator[None]):
         Stich, *Local SGD Converges Fast and Communicates Little* (arXiv 1805.09767).
     """
 
-    def start(self, params: Params) -> None:
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return every_leaf(params, UNSCALED)
+
+    def init_inner(self, params: Params) -> None:
         return None
 
     def combine(

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import AbstractOptimizer, StepContext, as_optimizer
+from ..parametrization import PROPORTIONAL, UNSCALED, UpdateRule
 from ._base import AbstractMaskedAggregator
 
 
@@ -32,7 +33,12 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
         """
         self.optimizer = as_optimizer(optimizer)
 
-    def start(self, params: Params) -> Any:
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        """Those of the optimizer; an update proportional to the mean delta has the right size already."""
+        rules = self.optimizer.update_rules(params)
+        return jax.tree.map(lambda rule: UNSCALED if rule == PROPORTIONAL else rule, rules)
+
+    def init_inner(self, params: Params) -> Any:
         return self.optimizer.init(_in_float32(params))
 
     def combine(

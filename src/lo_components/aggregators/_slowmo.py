@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, PyTree
 from .. import _tree
 from .._types import Params
 from ..optimizers import StepContext
+from ..parametrization import UNSCALED, UpdateRule, every_leaf
 from ._base import AbstractMaskedAggregator
 
 
@@ -53,7 +54,10 @@ class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
             raise ValueError(f"`local_learning_rate` must be positive, got {local_learning_rate}.")
         return cls(momentum, learning_rate / local_learning_rate)
 
-    def start(self, params: Params) -> PyTree[Float[Array, "..."]]:
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return every_leaf(params, UNSCALED)
+
+    def init_inner(self, params: Params) -> PyTree[Float[Array, "..."]]:
         return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
     def combine(

@@ -1,15 +1,16 @@
-import dataclasses
 from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
-from .. import _tree
+from .. import _learner, _tree
 from .._types import Params, Scales, typechecked
 from ..optimizers import StepContext
-from ._base import AbstractAggregator, AggregatorState, refuse_unlike, usable
+from ..parametrization import UpdateRule
+from ._base import AbstractAggregator, AggregatorState, check_deltas, usable
 
 StateT = TypeVar("StateT")
 
@@ -18,48 +19,57 @@ class Scaled(AbstractAggregator[StateT]):
     r"""Another aggregator whose update is multiplied leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
 
     With the scales of muP an aggregator that was meta-trained on narrow networks serves wide ones, as
-    [`lo_components.optimizers.Scaled`][] does for optimizers. A learned aggregator's step has a size of its own, so it
-    takes the scales of Adam-type rules; the mean of the workers is no longer their mean.
+    [`lo_components.optimizers.Scaled`][] does for optimizers. [`lo_components.unroll.LocalRound`][] applies it by
+    itself. A scaled `Mean` no longer averages.
 
     **Arguments:**
 
     - `aggregator`: the aggregator to wrap.
-    - `scales`: a float for each leaf of the parameters, in their structure.
+    - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
+        arrays are not meta-learned.
 
-    Raises `ValueError` where `scales` has another structure than the parameters.
+    Raises `ValueError` if `scales` has another structure than the parameters.
     """
 
     aggregator: AbstractAggregator[StateT]
-    scales: Scales
+    scales: Scales = eqx.field(converter=_learner.with_constants)
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.aggregator.update_rules(params)
 
     @typechecked
     def init(self, params: Params) -> AggregatorState:
-        _tree.check_scales(self.scales, params)
+        _tree.checked_scales(self.scales, params)
         return self.aggregator.init(params)
 
     @typechecked
     def aggregate(
-        self, deltas: PyTree, state: AggregatorState, params: Params, *, context: StepContext = StepContext()
+        self,
+        deltas: PyTree,
+        state: AggregatorState,
+        params: Params,
+        *,
+        present: Bool[Array | np.ndarray, " workers"] | None = None,
+        context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState]:
-        _tree.check_scales(self.scales, params)
-        update, state = self.aggregator.aggregate(deltas, state, params, context=context)
-        return jax.tree.map(_tree.scaled, self.scales, update), state
+        scales = _tree.checked_scales(self.scales, params)
+        update, state = self.aggregator.aggregate(deltas, state, params, present=present, context=context)
+        return jax.tree.map(_tree.scaled, scales, update), state
 
 
 class Screened(AbstractAggregator[StateT]):
-    r"""Another aggregator that does without workers whose deltas are far larger than the others'.
+    r"""Another aggregator that leaves out workers with unusually large deltas.
 
-    A worker is left out where $\lVert d_k \rVert > c \cdot m$, with the norm over all parameters together and $m$ the
-    median of the norms of the workers that are present and finite, the lower one of an even number: up to half of the
-    workers may go wrong. Where it is 0, none is left out. Those left out count as absent, and lower
-    `AggregatorState.used`.
+    A worker is left out if $\lVert d_k \rVert > c \cdot m$, with the norm over all parameters together and $m$ the
+    (lower) median of the norms of the workers that are present and finite, so up to half of the workers may fail. If
+    the median is 0, no worker is left out. Workers left out count as absent, and lower `AggregatorState.used`.
 
     **Arguments:**
 
     - `aggregator`: the aggregator to wrap.
     - `max_ratio`: $c$, at least 1.
 
-    Raises `ValueError` for a ratio below 1.
+    Raises `ValueError` if the ratio is below 1.
     """
 
     aggregator: AbstractAggregator[StateT]
@@ -69,25 +79,34 @@ class Screened(AbstractAggregator[StateT]):
         if not self.max_ratio >= 1:
             raise ValueError(f"`max_ratio` must be at least 1, got {self.max_ratio}.")
 
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.aggregator.update_rules(params)
+
     @typechecked
     def init(self, params: Params) -> AggregatorState:
         return self.aggregator.init(params)
 
     @typechecked
     def aggregate(
-        self, deltas: PyTree, state: AggregatorState, params: Params, *, context: StepContext = StepContext()
+        self,
+        deltas: PyTree,
+        state: AggregatorState,
+        params: Params,
+        *,
+        present: Bool[Array | np.ndarray, " workers"] | None = None,
+        context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState]:
-        refuse_unlike(deltas, params, context.present)
+        check_deltas(deltas, params, present)
         if jax.tree.leaves(deltas):
-            used = usable(deltas, context.present)
-            # Where nothing is usable, neither is the median.
+            used = usable(deltas, present)
+            # Without a usable worker, the median is infinite.
             norms = jnp.where(used, _norms(deltas), jnp.inf)
             count = jnp.sum(used, dtype=jnp.int32)
             median = jnp.sort(norms)[jnp.maximum(count - 1, 0) // 2]
-            # Where most stand still, those that move are not too large.
+            # If most workers stand still, those that move are not too large.
             usual = (norms <= self.max_ratio * median) | (median == 0)
-            context = dataclasses.replace(context, present=used & usual)
-        return self.aggregator.aggregate(deltas, state, params, context=context)
+            present = used & usual
+        return self.aggregator.aggregate(deltas, state, params, present=present, context=context)
 
 
 def _norms(deltas: PyTree) -> Float[Array, " workers"]:

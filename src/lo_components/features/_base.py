@@ -17,12 +17,12 @@ class TensorView(eqx.Module):
     **Arguments:**
 
     - `param`: the parameter before this step, `[*shape]` of rank 1 or more.
-    - `grad`: its gradient (for aggregators: the mean of the workers' deltas), `[*shape]`.
-    - `stats`: one statistic per accumulator, this step's gradient included; each array `[c, *#shape]`.
-    - `step`: steps taken before this one; the first step sees 0.
-    - `num_steps`: the length of training, where known.
-    - `loss`: this step's loss, where known.
-    - `deltas`: every worker's delta `[workers, *shape]` (new minus old), for aggregators.
+    - `grad`: its gradient, `[*shape]`; for aggregators its pseudo-gradient, the mean of the workers' deltas.
+    - `stats`: one statistic per accumulator, with this step's gradient included; each array `[c, *#shape]`.
+    - `step`: the number of steps taken before this one; 0 at the first step.
+    - `num_steps`: the length of training, if known.
+    - `loss`: this step's loss, if known.
+    - `deltas`: each worker's delta, new minus old, `[workers, *shape]`; for aggregators only.
     """
 
     param: Float[Array, "*shape"]

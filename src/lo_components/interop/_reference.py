@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ from jaxtyping import Array
 from .. import recipes
 from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
+
+LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
 # Entries of a manifest that say how a trajectory was made, not what the optimizer is.
 _IGNORED = {"kind", "T", "num_steps"}
@@ -102,7 +104,7 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
                 raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
         num_workers = known.pop("K")
         workers = (num_workers,) if defaults["with_all_grads"] else ()
-        return LearnedAggregator(filled(recipe(*workers, key=jax.random.key(0), **known).optimizer, theta))
+        return filled(recipe(*workers, key=jax.random.key(0), **known), theta)
 
     return make
 
@@ -114,37 +116,38 @@ def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str
     return {**defaults, **config}
 
 
-def _filled_with_decays(optimizer: LearnedOptimizer, theta: dict[str, Any]) -> LearnedOptimizer:
-    def where(o):
-        return [*o.head.weights, *o.head.biases, *(a.decays.offset for a in o.accumulators)]
+def _filled_with_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
+    def where(learner):
+        pipeline = learner.pipeline
+        return [*pipeline.head.weights, *pipeline.head.biases, *(a.decays.offset for a in pipeline.accumulators)]
 
-    layers = range(len(optimizer.head.weights))  # type: ignore[reportAttributeAccessIssue]
+    layers = range(len(learner.pipeline.head.weights))  # type: ignore[reportAttributeAccessIssue]
     names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
-    return _filled(optimizer, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
+    return _filled(learner, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
 
 
-def _filled_without_decays(optimizer: LearnedOptimizer, theta: dict[str, Any]) -> LearnedOptimizer:
-    layers = range(len(optimizer.head.weights))  # type: ignore[reportAttributeAccessIssue]
+def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
+    layers = range(len(learner.pipeline.head.weights))  # type: ignore[reportAttributeAccessIssue]
     names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
-    return _filled(optimizer, lambda o: [*o.head.weights, *o.head.biases], names, theta)
+    return _filled(learner, lambda o: [*o.pipeline.head.weights, *o.pipeline.head.biases], names, theta)
 
 
-def _filled(optimizer: LearnedOptimizer, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedOptimizer:
-    """`optimizer` with the arrays that `where` selects replaced by those of `theta`, by name and in order."""
+def _filled(learner: LearnedT, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedT:
+    """`learner` with the arrays that `where` selects replaced by those of `theta`, by name and in order."""
     missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
     if missing:
         raise ValueError(f"`theta` lacks the array `{missing[0]}`; it has: {', '.join(sorted(theta)) or 'none'}.")
     if extra:
         raise ValueError(f"`theta` has an unexpected array `{extra[0]}`; expected: {', '.join(names)}.")
     arrays = []
-    for name, current in zip(names, where(optimizer), strict=True):
+    for name, current in zip(names, where(learner), strict=True):
         array = jnp.asarray(theta[name])
         if array.shape != current.shape:
             raise ValueError(f"`theta['{name}']` must have shape {current.shape}, got {array.shape}.")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
         arrays.append(array.astype(jnp.float32))
-    return eqx.tree_at(where, optimizer, arrays)
+    return eqx.tree_at(where, learner, arrays)
 
 
 _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {

@@ -20,6 +20,12 @@ class AbstractLayer(eqx.Module):
         """The layer with a [`lo_components.parametrization.WidthSpec`][] in place of each array."""
 
 
+class AbstractWeightLayer(AbstractLayer):
+    """A layer whose weight is initialized, multiplied and declared by a parametrization, its field."""
+
+    parametrization: eqx.AbstractVar[AbstractParametrization]
+
+
 def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
     """The `WidthSpec` of every array of a model built from the layers of this package.
 
@@ -34,6 +40,26 @@ def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
         return eqx.filter(node, lambda leaf: isinstance(leaf, WidthSpec))
 
     return jax.tree.map(declare, model, is_leaf=_is_layer)
+
+
+def declared_parametrization(model: PyTree) -> AbstractParametrization | None:
+    """The parametrization that a model's layers were built with; `None` if it has no layers of this package.
+
+    **Arguments:**
+
+    - `model`: any pytree of layers.
+
+    Raises `ValueError` if two layers were built with different ones.
+    """
+    layers = [x for x in jax.tree.leaves(model, is_leaf=_is_weight_layer) if _is_weight_layer(x)]
+    found = {layer.parametrization for layer in layers}
+    if len(found) > 1:
+        raise ValueError(f"The model's layers were built with different parametrizations: {found}.")
+    return next(iter(found), None)
+
+
+def _is_weight_layer(node) -> bool:
+    return isinstance(node, AbstractWeightLayer)
 
 
 def _is_layer(node) -> bool:
@@ -54,7 +80,7 @@ def initial(shape: tuple[int, ...], std: float, *, truncated: bool, key: PRNGKey
     return jax.lax.optimization_barrier(jnp.zeros(shape, jnp.float32))
 
 
-class Linear(AbstractLayer):
+class Linear(AbstractWeightLayer):
     r"""$y = \alpha\, W x + b$ with initialization and $\alpha$ from a parametrization, $W$ stored as `[out, in]`.
 
     Weights are drawn from a normal distribution truncated at two standard deviations (without variance correction, as
@@ -66,6 +92,7 @@ class Linear(AbstractLayer):
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
     out: Axis = eqx.field(static=True)
+    parametrization: AbstractParametrization
 
     def __init__(
         self,
@@ -89,6 +116,7 @@ class Linear(AbstractLayer):
         self.width = WidthSpec.weight((self.out.size, fan_in.size), fan_in, self.out, residual=residual)
         self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
+        self.parametrization = parametrization
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """The layer's output for one example, or for each of its tokens."""
@@ -99,7 +127,7 @@ class Linear(AbstractLayer):
         return _declared(self, self.width, self.out)
 
 
-class Conv(AbstractLayer):
+class Conv(AbstractWeightLayer):
     r"""A two-dimensional convolution $\alpha\, W * x + b$ of one `[height, width, channels]` image, same padding.
 
     $W$ is stored as `[out, in / groups, kernel, kernel]`. Its fan-in is that of one output: a depthwise convolution,
@@ -111,6 +139,7 @@ class Conv(AbstractLayer):
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
     out: Axis = eqx.field(static=True)
+    parametrization: AbstractParametrization
     stride: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
 
@@ -143,6 +172,7 @@ class Conv(AbstractLayer):
         self.width = WidthSpec.weight(shape, summed, self.out, kernel_size=kernel_size**2, residual=residual)
         self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
+        self.parametrization = parametrization
         self.stride = stride
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height2 width2 out"]:
@@ -161,7 +191,7 @@ class Conv(AbstractLayer):
         return _declared(self, self.width, self.out)
 
 
-class Embedding(AbstractLayer):
+class Embedding(AbstractWeightLayer):
     r"""One vector per token or position, $\alpha\, W_i$, with $W$ stored as `[tokens, units]`.
 
     A product with a one-hot vector: the role is `"input"` and the fan-in the number of tokens, so that initial
@@ -172,6 +202,7 @@ class Embedding(AbstractLayer):
     weight: Float[Array, "tokens units"]
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
+    parametrization: AbstractParametrization
 
     def __init__(
         self, num_tokens: int, units: Axis | int, *, parametrization: AbstractParametrization, key: PRNGKeyArray
@@ -188,6 +219,7 @@ class Embedding(AbstractLayer):
         std = parametrization.init_std(self.width)
         self.weight = initial(self.width.shape, std, truncated=False, key=key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
+        self.parametrization = parametrization
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch units"]:
         """The vectors of some tokens."""

@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._tree import path_name
 from .._types import Params, typechecked
+from ..parametrization import UpdateRule
 
 StateT = TypeVar("StateT")
 
@@ -20,17 +21,13 @@ class StepContext(eqx.Module):
     **Arguments:**
 
     - `loss`: the loss whose gradient is given.
-    - `num_steps`: the length of training, in steps.
-    - `deltas`: every worker's delta, each leaf `[workers, *shape]`; filled by learned aggregators alone.
-    - `present`: `[workers]`, which workers took part in a round.
+    - `num_steps`: the length of training, in steps (or rounds).
 
-    Scalars may be Python, NumPy or JAX scalars.
+    Both may be Python, NumPy or JAX scalars.
     """
 
     loss: float | Float[Array | np.ndarray, ""] | np.floating | None = None
     num_steps: int | Int[Array | np.ndarray, ""] | np.integer | None = None
-    deltas: PyTree[Float[Array | np.ndarray, "workers ..."]] | None = None
-    present: Bool[Array | np.ndarray, " workers"] | None = None
 
     def loss_array(self) -> Float[Array, ""] | None:
         """`loss` as a float32 array."""
@@ -42,11 +39,23 @@ class StepContext(eqx.Module):
 
 
 class AbstractOptimizer(eqx.Module, Generic[StateT]):
-    """An optimizer is its meta-parameters: its array leaves are meta-learned, its Python scalars are constants.
+    """An optimizer is its meta-parameters: its array leaves are meta-learned, its Python numbers are constants, and so
+    are arrays wrapped as [`lo_components.Constant`][].
 
     State never contains the parameters. The update has optax's sign: it is *added* to the parameters, and has their
     structure, shapes and dtypes.
     """
+
+    @abc.abstractmethod
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        """How the size of each array's update depends on its gradient; parametrizations scale updates accordingly.
+
+        **Arguments:**
+
+        - `params`: a pytree of floating-point arrays, of which only structure and shapes count.
+
+        **Returns:** an [`lo_components.parametrization.UpdateRule`][] for each leaf of `params`.
+        """
 
     @abc.abstractmethod
     def init(self, params: Params) -> StateT:

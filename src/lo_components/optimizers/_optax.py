@@ -1,42 +1,106 @@
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import optax
+from jaxtyping import PyTree
 
 from .._types import Params, typechecked
+from ..parametrization import UpdateRule, every_leaf
 from ._base import AbstractOptimizer, StepContext, cast_like, checked_update
+from ._measured_rules import measured_rules
 
 
 class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
-    """Any optax transformation as an optimizer, for instance as a baseline in an unroll.
+    """Any optax transformation as an optimizer of this library.
+
+    `OptaxOptimizer(optax.adam, 1e-3)` keeps the hyperparameters as fields: floats are constants, arrays can be mapped
+    over by `jax.vmap`, traced, or meta-learned. `OptaxOptimizer(optax.adam(1e-3))` takes a transformation as it is;
+    two such optimizers are never equal, so another one is compiled anew.
 
     The context's `loss` is passed on as optax's extra argument `value`, `num_steps` under its own name.
-    Hyperparameters inside the transformation are constants; to differentiate or `vmap` over a learning rate use
-    [`lo_components.optimizers.Adam`][] or [`lo_components.optimizers.SGD`][].
-
-    **Arguments:**
-
-    - `transformation`: an `optax.GradientTransformation`, with or without extra arguments.
     """
 
-    transformation: optax.GradientTransformation = eqx.field(static=True)
+    transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation = eqx.field(static=True)
+    hyperparameters: dict[str, Any]
+    update_rule: PyTree[UpdateRule] | None
+
+    def __init__(
+        self,
+        transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation,
+        *args: Any,
+        update_rule: PyTree[UpdateRule] | None = None,
+        **kwargs: Any,
+    ):
+        """**Arguments:**
+
+        - `transformation`: a function that makes a transformation, such as `optax.adam`, or a transformation.
+        - `args`, `kwargs`: the function's arguments.
+        - `update_rule`: how the size of its updates depends on the gradient: one
+            [`lo_components.parametrization.UpdateRule`][], or a tree with one for each leaf of the parameters. `None`:
+            measured, by doubling a small gradient. Orthogonalized updates have to be declared.
+
+        Raises `TypeError` if `transformation` is neither, or does not take these arguments.
+        """
+        ready = isinstance(transformation, optax.GradientTransformation)
+        if ready and (args or kwargs):
+            raise TypeError(
+                "A ready `transformation` takes no arguments: pass `optax.adam, 1e-3`, not `optax.adam(1e-3)`."
+            )
+        if not ready and not callable(transformation):
+            raise TypeError(f"`transformation` must be an optax transformation or make one, got {transformation!r}.")
+        self.transformation = transformation
+        self.hyperparameters = {} if ready else _bound(transformation, args, kwargs)
+        self.update_rule = update_rule
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        """The declared rules, or measured ones.
+
+        Raises `ValueError` if updates are orthogonalized, or neither proportional to the gradient nor independent of
+        its scale, and no rule is declared.
+        """
+        if self.update_rule is None:
+            return measured_rules(self, params)
+        return every_leaf(params, self.update_rule) if isinstance(self.update_rule, UpdateRule) else self.update_rule
+
+    def made(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation."""
+        made = self.transformation
+        if not isinstance(made, optax.GradientTransformation):
+            made = made(**self.hyperparameters)
+        return optax.with_extra_args_support(made)
 
     @typechecked
     def init(self, params: Params) -> optax.OptState:
-        return self.transformation.init(params)
+        """The transformation's own state."""
+        return self.made().init(params)
 
     @checked_update
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:
+        """The transformation's update, in the dtypes of `params`."""
         extra: dict[str, Any] = {}
         if context.loss is not None:
             extra["value"] = context.loss_array()
         if context.num_steps is not None:
             extra["num_steps"] = context.num_steps_array()
-        transformation = optax.with_extra_args_support(self.transformation)
-        updates, state = transformation.update(grads, state, params, **extra)
+        updates, state = self.made().update(grads, state, params, **extra)
         return cast_like(updates, params), state
+
+
+def _bound(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name."""
+    name = getattr(function, "__name__", repr(function))
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"`{name}` cannot be called with these arguments: {error}.") from None
+    more = bound.pop("kwargs", {})
+    if "args" in bound:
+        raise TypeError(f"Pass the arguments of `{name}` by name.")
+    return {**bound, **more}
 
 
 def as_optimizer(
@@ -69,7 +133,7 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
     `value` is optax's own name for the loss. Extra arguments meant for others are ignored, as optax asks.
 
     Gradients with respect to the meta-parameters flow through `optimizer`: build the transformation inside the
-    function you differentiate.
+    function you differentiate. Its `update` raises `ValueError` without `params`.
     """
 
     def init(params):

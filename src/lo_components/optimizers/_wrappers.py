@@ -4,10 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from .. import _tree
+from .. import _learner, _tree
 from .._types import Params, Scales, typechecked
+from ..parametrization import UpdateRule
 from ._base import AbstractOptimizer, StepContext, checked_update
 
 StateT = TypeVar("StateT")
@@ -22,29 +23,31 @@ class Scaled(AbstractOptimizer[StateT]):
     **Arguments:**
 
     - `optimizer`: the optimizer to wrap.
-    - `scales`: a float for each leaf of the parameters, in their structure. Python floats are constants. Scalar
-        arrays are allowed for a vmapped sweep over multipliers; gradient estimators refuse them, since every array of
-        a learner is perturbed.
+    - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
+        arrays, for instance of a vmapped sweep over multipliers, are not meta-learned.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153), equation 3; Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8.
     """
 
     optimizer: AbstractOptimizer[StateT]
-    scales: Scales
+    scales: Scales = eqx.field(converter=_learner.with_constants)
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.optimizer.update_rules(params)
 
     @typechecked
     def init(self, params: Params) -> StateT:
-        _tree.check_scales(self.scales, params)
+        _tree.checked_scales(self.scales, params)
         return self.optimizer.init(params)
 
     @checked_update
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
-        _tree.check_scales(self.scales, params)
+        scales = _tree.checked_scales(self.scales, params)
         updates, state = self.optimizer.update(grads, state, params, context=context)
-        return jax.tree.map(_tree.scaled, self.scales, updates), state
+        return jax.tree.map(_tree.scaled, scales, updates), state
 
 
 class Clipped(AbstractOptimizer[StateT]):
@@ -64,6 +67,9 @@ class Clipped(AbstractOptimizer[StateT]):
     def __check_init__(self):
         if not self.max_norm > 0:
             raise ValueError(f"`max_norm` must be positive, got {self.max_norm}.")
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.optimizer.update_rules(params)
 
     @typechecked
     def init(self, params: Params) -> StateT:
@@ -102,6 +108,9 @@ class Decayed(AbstractOptimizer[StateT]):
     optimizer: AbstractOptimizer[StateT]
     rate: float | Float[Array, ""]
     min_ndim: int = eqx.field(default=0, static=True)
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.optimizer.update_rules(params)
 
     @typechecked
     def init(self, params: Params) -> StateT:

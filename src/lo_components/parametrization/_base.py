@@ -7,6 +7,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from ._rule import UNSCALED, UpdateRule, every_leaf
+
 Role = Literal["input", "hidden", "output", "vector"]
 
 
@@ -142,31 +144,64 @@ class AbstractParametrization(eqx.Module):
     """Says, for each array of a model, how to initialize it, multiply its layer's output and scale its updates.
 
     Together these decide how a model behaves as its width (and depth) grows. Models ask for the initialization and the
-    forward multipliers when they are built; tasks ask for the update scales and inner steps apply them around the
-    optimizer ([`lo_components.optimizers.Scaled`][]).
+    forward multipliers when they are built. Inner steps ask for the update scales, which depend on the optimizer too,
+    and apply them around it ([`lo_components.optimizers.Scaled`][]).
     """
 
     @abc.abstractmethod
     def init_std(self, width: WidthSpec) -> float:
-        """The standard deviation of the initial values."""
+        """The standard deviation of the initial values.
+
+        **Arguments:**
+
+        - `width`: of the array.
+        """
 
     @abc.abstractmethod
     def forward_multiplier(self, width: WidthSpec) -> float:
-        """The factor on the layer's product with the weight."""
+        """The factor on the layer's product with the weight.
+
+        **Arguments:**
+
+        - `width`: of the weight.
+        """
 
     @abc.abstractmethod
-    def update_scale(self, width: WidthSpec) -> float:
-        """The factor on the optimizer's update."""
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+        """The factor on an optimizer's update.
+
+        **Arguments:**
+
+        - `width`: of the array.
+        - `rule`: how the size of the update depends on the gradient; any but `UNSCALED`.
+        """
 
     @abc.abstractmethod
     def attention_scale(self, head: Axis) -> float:
-        """The factor on the inner products of queries and keys, for heads of so many units."""
+        """The factor on the inner products of queries and keys.
+
+        **Arguments:**
+
+        - `head`: the units of a head.
+        """
 
     @property
     @abc.abstractmethod
     def residual_multiplier(self) -> float:
         """The factor on the output of each residual branch."""
 
-    def update_scales(self, widths: PyTree[WidthSpec]) -> PyTree[float]:
-        """`update_scale` of every leaf, in the structure of `widths`."""
-        return jax.tree.map(self.update_scale, widths)
+    def update_scales(self, widths: PyTree[WidthSpec], rules: PyTree[UpdateRule]) -> PyTree[float]:
+        """The factors on an optimizer's updates, one for each array.
+
+        **Arguments:**
+
+        - `widths`: of a model's arrays.
+        - `rules`: of an optimizer or aggregator, in the structure of `widths`; or one rule for all arrays.
+        """
+        if isinstance(rules, UpdateRule):
+            rules = every_leaf(widths, rules)
+
+        def scale(width: WidthSpec, rule: UpdateRule) -> float:
+            return 1.0 if rule == UNSCALED else self.update_scale(width, rule)
+
+        return jax.tree.map(scale, widths, rules)

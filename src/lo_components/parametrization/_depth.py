@@ -2,6 +2,7 @@ import math
 
 from ._base import AbstractParametrization, Axis, WidthSpec
 from ._mup import MuP
+from ._rule import UpdateRule
 
 
 class DepthMuP(AbstractParametrization):
@@ -10,9 +11,9 @@ class DepthMuP(AbstractParametrization):
     With $\ell$ the depth multiplier, `depth` over `base_depth`, and $\alpha$ the `exponent`:
 
     - each residual branch's output is multiplied by $\ell^{-\alpha}$;
-    - update scales of arrays in residual branches are multiplied by $\ell^{\alpha - 1}$ under the Adam rule and by
-      $\ell^{2\alpha-1}$ under the SGD rule;
-    - everything else is as in `widths`.
+    - update scales of arrays in residual branches are multiplied by $\ell^{(1 + s)\alpha - 1}$, with $s$ the
+      `gradient_power` of the optimizer's update rule: $\ell^{\alpha - 1}$ for Adam, $\ell^{2\alpha - 1}$ for SGD;
+    - everything else is as in `mup`.
 
     $\alpha = 1$ is CompleteP, under which every layer learns features beyond their linearization at any depth;
     $\alpha = 1/2$ is depth-muP. CompleteP also asks for Adam's $\epsilon$ to shrink, by $\ell^{-\alpha}$ in residual
@@ -23,7 +24,7 @@ class DepthMuP(AbstractParametrization):
     - `depth`: the model's number of residual blocks.
     - `base_depth`: the depth at which nothing is scaled.
     - `exponent`: $\alpha$, between 1/2 and 1.
-    - `widths`: the parametrization of widths.
+    - `mup`: the parametrization of widths.
 
     ??? cite "Source"
         Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers* (arXiv 2505.01618), table 1;
@@ -33,11 +34,11 @@ class DepthMuP(AbstractParametrization):
     depth: int
     base_depth: int = 1
     exponent: float = 1.0
-    widths: MuP = MuP()
+    mup: MuP = MuP()
 
     def __check_init__(self):
-        if not isinstance(self.widths, MuP):
-            raise TypeError(f"`widths` must be a `MuP`, got {self.widths!r}.")
+        if not isinstance(self.mup, MuP):
+            raise TypeError(f"`mup` must be a `MuP`, got {self.mup!r}.")
         if self.depth < 1 or self.base_depth < 1:
             raise ValueError(f"`depth` and `base_depth` must be at least 1, got {self.depth} and {self.base_depth}.")
         if not (math.isfinite(self.exponent) and 0.5 <= self.exponent <= 1.0):
@@ -45,21 +46,20 @@ class DepthMuP(AbstractParametrization):
 
     @property
     def residual_multiplier(self) -> float:
-        return self.widths.residual_multiplier * (self.depth / self.base_depth) ** -self.exponent
+        return self.mup.residual_multiplier * (self.depth / self.base_depth) ** -self.exponent
 
     def init_std(self, width: WidthSpec) -> float:
-        return self.widths.init_std(width)
+        return self.mup.init_std(width)
 
     def forward_multiplier(self, width: WidthSpec) -> float:
-        return self.widths.forward_multiplier(width)
+        return self.mup.forward_multiplier(width)
 
-    def update_scale(self, width: WidthSpec) -> float:
-        scale = self.widths.update_scale(width)
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+        scale = self.mup.update_scale(width, rule)
         if not width.residual:
             return scale
-        # The gradient itself has the branch's multiplier as a factor, which only SGD's update is proportional to.
-        factors = 2.0 if self.widths.update_rule == "sgd" else 1.0
-        return scale * (self.depth / self.base_depth) ** (factors * self.exponent - 1.0)
+        # The gradient itself has the branch's multiplier as a factor.
+        return scale * (self.depth / self.base_depth) ** ((1 + rule.gradient_power) * self.exponent - 1)
 
     def attention_scale(self, head: Axis) -> float:
-        return self.widths.attention_scale(head)
+        return self.mup.attention_scale(head)

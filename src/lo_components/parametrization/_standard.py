@@ -1,8 +1,10 @@
 from ._base import AbstractParametrization, Axis, WidthSpec
+from ._rule import UpdateRule
 
 
 class SP(AbstractParametrization):
-    r"""The standard parametrization: weights of deviation $1/\sqrt{\text{fan-in}}$, zero biases, no multipliers.
+    r"""The standard parametrization: $1/\sqrt{\text{fan-in}}$ as standard deviation of weights, zero biases, no
+    multipliers.
 
     Attention logits are divided by the square root of the head's size. Under it the best learning rate falls as the
     width grows, and feature learning blows up at a fixed one.
@@ -14,7 +16,7 @@ class SP(AbstractParametrization):
     def forward_multiplier(self, width: WidthSpec) -> float:
         return 1.0
 
-    def update_scale(self, width: WidthSpec) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
         return 1.0
 
     def attention_scale(self, head: Axis) -> float:

@@ -8,3 +8,5 @@ from ._aggregators import pooled_lagg_a as pooled_lagg_a
 from ._optimizers import lolv2 as lolv2
 from ._optimizers import mulo as mulo
 from ._optimizers import small_fc_lopt as small_fc_lopt
+from ._options import HeadOptions as HeadOptions
+from ._options import Options as Options

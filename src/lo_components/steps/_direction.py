@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..features import TensorView
+from ..parametrization import SCALE_FREE, UpdateRule
 from ._base import AbstractStepRule
 
 
@@ -19,6 +20,7 @@ class Direction(AbstractStepRule):
     step_mult: float = 1e-3
     in_size: int = eqx.field(default=1, init=False, static=True)
     pointwise: ClassVar[bool] = True
+    update_rule: ClassVar[UpdateRule] = SCALE_FREE
 
     def __call__(self, out: Float[Array, "in_size *shape"], view: TensorView) -> Float[Array, "*shape"]:
         return -self.step_mult * out[0]
@@ -40,6 +42,7 @@ class DirectionMagnitude(AbstractStepRule):
     exp_mult: float = 1e-3
     in_size: int = eqx.field(default=2, init=False, static=True)
     pointwise: ClassVar[bool] = True
+    update_rule: ClassVar[UpdateRule] = SCALE_FREE
 
     def __call__(self, out: Float[Array, "in_size *shape"], view: TensorView) -> Float[Array, "*shape"]:
         return -self.step_mult * out[0] * jnp.exp(self.exp_mult * out[1])

@@ -3,22 +3,24 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 from equinox import AbstractVar
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._types import Params, Scales
+from .._types import Params
+from ..parametrization import AbstractParametrization, WidthSpec
 
 BatchT = TypeVar("BatchT")
 
 
 class AbstractTask(eqx.Module, Generic[BatchT]):
-    """An optimizee with its data: how to initialize parameters, draw a batch and compute a loss.
+    """A model with its data: how to initialize parameters, sample a batch and compute a loss.
 
-    - `update_scales`: one float per leaf of the parameters, from the task's parametrization; inner steps apply them
-        around the learner. `None`: no scaling.
+    - `widths`: how each array of the parameters grows with the model's width; `None`: updates are not scaled.
+    - `parametrization`: how updates scale with the widths; inner steps apply the scales around the learner.
     - `max_loss`: where per-step losses are clipped when they serve as meta-losses; infinity: not at all.
     """
 
-    update_scales: AbstractVar[Scales | None]
+    widths: AbstractVar[PyTree[WidthSpec] | None]
+    parametrization: AbstractVar[AbstractParametrization]
     max_loss: AbstractVar[float]
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Float, PRNGKeyArray
 
 from .._types import typechecked
+from ..optimizers import as_optimizer
 from ._base import AbstractTask
 from ._named_values import named_values
 
@@ -150,8 +151,9 @@ def _changes(task: AbstractTask, optimizer: optax.GradientTransformation, num_st
         batch_key, key = jax.random.split(key)
         grads = jax.grad(task.loss)(params, task.batch(key=batch_key), key=key)
         updates, state = optimizer.update(grads, state, params)
-        if task.update_scales is not None:
-            updates = jax.tree.map(jnp.multiply, updates, task.update_scales)
+        if task.widths is not None:
+            scales = task.parametrization.update_scales(task.widths, as_optimizer(optimizer).update_rules(params))
+            updates = jax.tree.map(jnp.multiply, updates, scales)
         return (optax.apply_updates(params, updates), state), values
 
     keys = jax.random.split(steps_key, num_steps + 1)

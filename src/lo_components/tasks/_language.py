@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._types import Params
 from ..data import TokenDataset, one_split, sample_tokens
 from ..parametrization import AbstractParametrization, WidthSpec
-from ._model import AbstractModelTask, Optimizee
+from ._model import AbstractModelTask, TrainedModel
 
 
 class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
@@ -21,7 +21,7 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
     """
 
     dataset: TokenDataset
-    optimizee: Optimizee
+    trained: TrainedModel
     batch_size: int = eqx.field(static=True)
 
     def __init__(
@@ -29,8 +29,8 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
         dataset: TokenDataset,
         build: Callable[[PRNGKeyArray], Any],
         *,
-        parametrization: AbstractParametrization,
         widths: PyTree[WidthSpec] | None = None,
+        parametrization: AbstractParametrization | None = None,
         batch_size: int = 128,
     ):
         """**Arguments:**
@@ -38,13 +38,13 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
         - `dataset`: packed sequences, kept on the device.
         - `build`: from a key to a model, which maps `[length]` tokens to `[length, vocab]` logits and takes a `key` for
             dropout.
-        - `parametrization`, `widths`: as in [`lo_components.tasks.ImageClassification`][].
-        - `batch_size`: sequences per step, drawn with replacement.
+        - `widths`, `parametrization`: as in [`lo_components.tasks.ImageClassification`][].
+        - `batch_size`: sequences per step, sampled with replacement.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.dataset = dataset
-        self.optimizee = Optimizee(build, parametrization, widths)
+        self.trained = TrainedModel(build, parametrization, widths)
         self.batch_size = batch_size
 
     @property

@@ -1,4 +1,4 @@
-"""What tasks share whose optimizee is a model: parameters apart from the rest, update scales, names of layers."""
+"""The base of tasks that train a model: it separates parameters from the rest, and knows widths and parametrization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,62 +9,104 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._tree import path_name
-from .._types import Params, Scales
-from ..nn import declared_widths, named_layers
-from ..parametrization import AbstractParametrization, WidthSpec, check_widths
+from .._types import Params
+from ..nn import declared_parametrization, declared_widths, named_layers
+from ..parametrization import SP, Absorbed, AbstractParametrization, WidthSpec, check_widths, reinitialize
 from ._base import AbstractTask, BatchT
 
 
-class Optimizee(eqx.Module):
-    """A model to train: how to build it, everything of it but its arrays, and its update scales.
-
-    Tasks hold one and offer its parts.
-    """
+class TrainedModel(eqx.Module):
+    """A model to train: how to build it, everything in it but its arrays, its widths and its parametrization."""
 
     rest: PyTree
-    update_scales: Scales | None
+    widths: PyTree[WidthSpec]
+    parametrization: AbstractParametrization
     build: Callable[[PRNGKeyArray], Any] = eqx.field(static=True)
 
     def __init__(
         self,
         build: Callable[[PRNGKeyArray], Any],
-        parametrization: AbstractParametrization,
+        parametrization: AbstractParametrization | None,
         widths: PyTree[WidthSpec] | None,
     ):
+        """**Arguments:**
+
+        - `build`, `parametrization`, `widths`: as in [`lo_components.tasks.ImageClassification`][].
+
+        Raises `ValueError` if the model has arrays that cannot be trained or are not declared, or if its layers were
+        built with another parametrization; `TypeError` for a parametrization that its code cannot follow.
+        """
         shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         self.build = build
         arrays, self.rest = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise ValueError(
-                    f"`build` returns a model with an array of {leaf.dtype} at `{path_name(path)}`, which is not to be "
+                    f"`build` returns a model with an array of {leaf.dtype} at `{path_name(path)}`, which cannot be "
                     "trained; make it inside the model's `__call__`, or keep it as a tuple of numbers."
                 )
-        if widths is None:
-            widths = declared_widths(shapes)
-            if jax.tree.structure(widths) != jax.tree.structure(arrays):
+        built_with = declared_parametrization(shapes)
+        if widths is not None:
+            self.parametrization = _of_other_model(parametrization)
+            self.widths = widths
+        else:
+            self.widths = declared_widths(shapes)
+            if built_with is None or jax.tree.structure(self.widths) != jax.tree.structure(arrays):
                 raise ValueError(
                     "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, "
-                    "for instance from `lo_components.parametrization.infer_widths`."
+                    "for instance from `lo_components.parametrization.infer_widths`, and `parametrization`."
                 )
-        check_widths(widths, arrays)
-        self.update_scales = parametrization.update_scales(widths)
-
-
-class AbstractModelTask(AbstractTask[BatchT]):
-    """A task whose optimizee is a model: its floating-point arrays are parameters, its widths give update scales."""
-
-    optimizee: eqx.AbstractVar[Optimizee]
-
-    @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """One float per array, from the parametrization and the model's widths."""
-        return self.optimizee.update_scales
+            if parametrization is not None and parametrization != built_with:
+                raise ValueError(
+                    f"`parametrization` is {parametrization}, but the model's layers were built with {built_with}; "
+                    "leave it out."
+                )
+            self.parametrization = built_with
+        check_widths(self.widths, arrays)
 
     def init(self, *, key: PRNGKeyArray) -> Params:
         """The floating-point arrays of a newly built model."""
-        return eqx.filter(self.optimizee.build(key), eqx.is_inexact_array)
+        if not isinstance(self.parametrization, Absorbed):
+            return eqx.filter(self.build(key), eqx.is_inexact_array)
+        build_key, key = jax.random.split(key)
+        model = reinitialize(self.build(build_key), self.widths, self.parametrization, key=key)
+        return eqx.filter(model, eqx.is_inexact_array)
+
+
+def _of_other_model(parametrization: AbstractParametrization | None) -> AbstractParametrization:
+    """The parametrization of a model whose code multiplies nothing."""
+    if not isinstance(parametrization, SP | Absorbed):
+        raise TypeError(
+            "`parametrization` must be `Absorbed(MuP())` or `SP()` for a model with `widths`, whose code applies no "
+            f"forward multipliers; got {parametrization}."
+        )
+    return parametrization
+
+
+class AbstractModelTask(AbstractTask[BatchT]):
+    """A task that trains a model, whose floating-point arrays are the parameters."""
+
+    trained: eqx.AbstractVar[TrainedModel]
+
+    @property
+    def widths(self) -> PyTree[WidthSpec]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """One `WidthSpec` for each array."""
+        return self.trained.widths
+
+    @property
+    def parametrization(self) -> AbstractParametrization:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The model's parametrization."""
+        return self.trained.parametrization
+
+    def init(self, *, key: PRNGKeyArray) -> Params:
+        """The floating-point arrays of a newly built model."""
+        return self.trained.init(key=key)
 
     def model(self, params: Params) -> Any:
-        """The model with these parameters."""
-        return named_layers(eqx.combine(params, self.optimizee.rest))
+        """The model with these parameters.
+
+        **Arguments:**
+
+        - `params`: from `init`, or trained.
+        """
+        return named_layers(eqx.combine(params, self.trained.rest))

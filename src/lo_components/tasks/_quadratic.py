@@ -3,9 +3,10 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._types import Params, Scales
+from .._types import Params
+from ..parametrization import SP, AbstractParametrization, WidthSpec
 from ._base import AbstractTask
 from ._family import AbstractTaskFamily
 
@@ -19,7 +20,8 @@ class Quadratic(AbstractTask[None]):
     """
 
     start: Float[Array, " n"]
-    update_scales: Scales | None = None
+    widths: PyTree[WidthSpec] | None = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = eqx.field(default=math.inf, static=True)
 
     def init(self, *, key: PRNGKeyArray) -> Params:
@@ -49,7 +51,8 @@ class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, 
     spectrum: Float[Array, " n"]
     noise: float = eqx.field(default=0.0, static=True)
     batch_size: int = eqx.field(default=32, static=True)
-    update_scales: Scales | None = None
+    widths: PyTree[WidthSpec] | None = None
+    parametrization: AbstractParametrization = SP()
     max_loss: float = eqx.field(default=math.inf, static=True)
 
     def __check_init__(self):

@@ -12,7 +12,7 @@ from .._types import Params
 from ..data import ImageDataset, one_split, sample_batch, take_batch
 from ..nn import BatchNorm
 from ..parametrization import AbstractParametrization, WidthSpec
-from ._model import AbstractModelTask, Optimizee
+from ._model import AbstractModelTask, TrainedModel
 
 ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 
@@ -25,7 +25,7 @@ class ImageClassification(AbstractModelTask[ImageBatch]):
     """
 
     dataset: ImageDataset
-    optimizee: Optimizee
+    trained: TrainedModel
     batch_size: int = eqx.field(static=True)
 
     def __init__(
@@ -33,22 +33,24 @@ class ImageClassification(AbstractModelTask[ImageBatch]):
         dataset: ImageDataset,
         build: Callable[[PRNGKeyArray], Any],
         *,
-        parametrization: AbstractParametrization,
         widths: PyTree[WidthSpec] | None = None,
+        parametrization: AbstractParametrization | None = None,
         batch_size: int = 128,
     ):
         """**Arguments:**
 
         - `dataset`: the images, kept on the device.
         - `build`: from a key to a model, which maps one image to `[num_classes]` logits.
-        - `parametrization`: the one that `build` gives the model; its update scales become the task's.
-        - `widths`: how each array grows; not needed for models made of layers of [`lo_components.nn`][].
-        - `batch_size`: images per step, drawn with replacement.
+        - `widths`, `parametrization`: `None` for models made of layers of [`lo_components.nn`][], which know both.
+            For other models how each array grows, for instance from
+            [`lo_components.parametrization.infer_widths`][], and `Absorbed(MuP())`, which re-initializes the model, or
+            `SP()`.
+        - `batch_size`: images per step, sampled with replacement.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.dataset = dataset
-        self.optimizee = Optimizee(build, parametrization, widths)
+        self.trained = TrainedModel(build, parametrization, widths)
         self.batch_size = batch_size
 
     @property

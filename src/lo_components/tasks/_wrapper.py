@@ -1,36 +1,41 @@
 from typing import Any
 
 from equinox import AbstractVar
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._types import Params, Scales
+from .._types import Params
+from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractTask
 
 
 class AbstractTaskWrapper(AbstractTask[Any]):
-    """A task made of another, its field `task`: what a subclass does not define of `update_scales`, `max_loss`, `init`,
-    `batch` and `loss` is the other's."""
+    """A task made from another, its field `task`. Forwards to `task` whatever a subclass does not define."""
 
     task: AbstractVar[AbstractTask]
 
     @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The other's."""
-        return self.task.update_scales
+    def widths(self) -> PyTree[WidthSpec] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of `task`."""
+        return self.task.widths
+
+    @property
+    def parametrization(self) -> AbstractParametrization:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of `task`."""
+        return self.task.parametrization
 
     @property
     def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The other's."""
+        """That of `task`."""
         return self.task.max_loss
 
     def init(self, *, key: PRNGKeyArray) -> Params:
-        """The other's."""
+        """As `task` does."""
         return self.task.init(key=key)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
-        """The other's."""
+        """As `task` does."""
         return self.task.batch(key=key, split=split, worker=worker)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        """The other's."""
+        """As `task` does."""
         return self.task.loss(params, batch, key=key)

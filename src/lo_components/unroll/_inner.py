@@ -8,9 +8,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
 from .. import _tree, aggregators
-from .._types import Params
+from .._types import Params, Scales
 from ..aggregators import AbstractAggregator
-from ..optimizers import SGD, AbstractOptimizer, Scaled, StepContext, as_optimizer
+from ..optimizers import AbstractOptimizer, OptaxOptimizer, Scaled, StepContext, as_optimizer
+from ..parametrization import SP
 from ..tasks import AbstractTask
 from ._horizons import whole
 
@@ -19,16 +20,23 @@ WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
 
 
 class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
-    """What one step of inner training does with a learner: an optimizer, or an aggregator.
+    """One step of inner training with a learner: an optimizer, or an aggregator.
 
-    `reverse_mode` says whether it can be differentiated backwards.
+    Here the task's parametrization meets the learner's update rule: updates are multiplied by the update scales that
+    the two imply. `reverse_mode` says whether the step has a reverse-mode derivative.
     """
 
     reverse_mode: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, learner: LearnerT, params: Params) -> PyTree:
-        """The learner's state before the first step."""
+        """The learner's state before the first step.
+
+        **Arguments:**
+
+        - `learner`: an optimizer or an aggregator.
+        - `params`: the initial parameters.
+        """
 
     @abc.abstractmethod
     def step(
@@ -41,18 +49,34 @@ class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        """The loss before the step, the parameters after it, and the learner's next state."""
+        """Take one step.
+
+        **Arguments:**
+
+        - `learner`: the optimizer or aggregator.
+        - `task`: gives batches, losses and the parametrization.
+        - `params`: the parameters before the step.
+        - `learner_state`: from `init` or the previous step.
+        - `num_steps`: the length of training, in steps.
+        - `key`: for the step's batches.
+
+        **Returns:** the loss before the step, the parameters after it, and the learner's next state.
+        """
 
 
 class GradientStep(AbstractInnerStep[AbstractOptimizer]):
-    """Draw a batch, take the gradient at the current parameters, and apply the learner's update to them.
+    """Sample a batch, take the gradient at the current parameters, and apply the learner's update to them.
 
-    The update is multiplied by the task's update scales, where it has any.
+    The update is multiplied by the task's update scales for the learner's update rule. Its `init` raises `TypeError` if
+    the learner is not an optimizer.
     """
 
     def init(self, learner: AbstractOptimizer, params: Params) -> PyTree:
         if not isinstance(learner, AbstractOptimizer):
-            raise TypeError(f"`GradientStep` needs an optimizer as learner, got {type(learner).__name__}.")
+            raise TypeError(
+                f"`learner` must be an optimizer for `GradientStep`, got {type(learner).__name__}; aggregators take "
+                "`inner_step=LocalRound(...)`."
+            )
         return learner.init(params)
 
     def step(
@@ -66,7 +90,8 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
         loss, grads = _loss_and_grads(task, params, key=key)
-        optimizer = learner if task.update_scales is None else Scaled(learner, task.update_scales)
+        scales = update_scales(task, learner, params)
+        optimizer = learner if scales is None else Scaled(learner, scales)
         context = StepContext(loss=loss, num_steps=num_steps)
         updates, learner_state = optimizer.update(grads, learner_state, params, context=context)
         return loss, optax.apply_updates(params, updates), learner_state
@@ -75,25 +100,25 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
 class LocalRound(AbstractInnerStep[AbstractAggregator]):
     r"""One round: $K$ workers take $H$ local steps each from shared parameters, then their deltas are aggregated.
 
-    Every local step has its own batch, `task.batch(key=..., worker=k)`, and its own key; the local optimizer starts
-    anew in each round. The loss is the mean of the loss at the shared parameters, before any local step, over the
-    workers that are present and finite. The task's update scales, where it has any, multiply the aggregator's update,
-    so that a mean is no longer one; for scaled local steps wrap the local optimizer in
-    [`lo_components.optimizers.Scaled`][].
+    Each local step has its own batch, `task.batch(key=..., worker=k)`, and its own key; the local optimizer is
+    re-initialized in each round. The loss is the mean over workers of the loss at the shared parameters, before any
+    local step; workers that are absent or not finite do not count. The task's update scales are applied twice: around
+    the local optimizer, for its update rule, and around the aggregator, for the aggregator's. Aggregators that are
+    linear in the deltas, such as a mean, are not scaled, since deltas already have the right size.
 
     All workers run on one device, as one `vmap`; [`lo_components.sharding.WorkerSharded`][] spreads them. The number of
-    local steps is an array, so another one compiles nothing anew; the loop that this takes can be differentiated
-    forwards, but not backwards.
+    local steps is an array, so changing it does not recompile; therefore the round has forward-mode derivatives only.
 
     **Arguments:**
 
     - `num_workers`: $K$.
     - `local_steps`: $H$.
-    - `local_optimizer`: of the local steps: an optimizer of this library, whose arrays are constants, or any optax
-        transformation.
-    - `participation`: the probability with which a worker takes part in a round, drawn anew for each worker and round.
+    - `local_optimizer`: of the local steps: an optimizer of this library, whose arrays are not meta-learned, or any
+        optax transformation.
+    - `participation`: the probability that a worker takes part in a round, independently of all others.
 
-    Raises `ValueError` for fewer than one worker or step, or a probability outside $(0, 1]$.
+    Raises `ValueError` for fewer than one worker or step, or a probability outside $(0, 1]$. Its `init` raises
+    `TypeError` if the learner is not an aggregator.
 
     ??? cite "Source"
         *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
@@ -103,7 +128,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     num_workers: int = eqx.field(static=True)
     local_steps: Int[Array, ""] = eqx.field(converter=whole)
     local_optimizer: AbstractOptimizer = eqx.field(
-        default=SGD(0.5), converter=lambda x: as_optimizer(x, "local_optimizer")
+        default=OptaxOptimizer(optax.sgd, 0.5), converter=lambda x: as_optimizer(x, "local_optimizer")
     )
     participation: float = eqx.field(default=1.0, static=True)
 
@@ -117,7 +142,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
 
     def init(self, learner: AbstractAggregator, params: Params) -> PyTree:
         if not isinstance(learner, AbstractAggregator):
-            raise TypeError(f"`LocalRound` needs an aggregator as learner, got {type(learner).__name__}.")
+            raise TypeError(f"`learner` must be an aggregator for `LocalRound`, got {type(learner).__name__}.")
         return learner.init(params)
 
     def step(
@@ -138,7 +163,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         return jnp.arange(self.num_workers, dtype=jnp.int32), jax.random.split(key, self.num_workers)
 
     def presence_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
-        """The key by which it is drawn who takes part in a round."""
+        """The key for sampling which workers take part in a round."""
         # `split` gives each worker the key that `fold_in` gives for its index.
         return jax.random.fold_in(key, self.num_workers)
 
@@ -160,36 +185,46 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        """What becomes of all workers' losses and deltas: the result of `step`."""
+        """The result of `step`, from all workers' losses and deltas."""
         present = None
         if self.participation < 1:
             present = jax.random.bernoulli(self.presence_key(key), self.participation, (self.num_workers,))
         loss = _mean_loss(losses, present)
-        context = StepContext(loss=loss, num_steps=num_steps, present=present)
-        aggregator = learner if task.update_scales is None else aggregators.Scaled(learner, task.update_scales)
-        update, learner_state = aggregator.aggregate(deltas, learner_state, params, context=context)
+        scales = update_scales(task, learner, params)
+        aggregator = learner if scales is None else aggregators.Scaled(learner, scales)
+        context = StepContext(loss=loss, num_steps=num_steps)
+        update, learner_state = aggregator.aggregate(deltas, learner_state, params, present=present, context=context)
         return loss, optax.apply_updates(params, update), learner_state
 
     def _one(
         self, task: AbstractTask, start: Params, worker: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
         """A worker's loss before its first step, and its delta."""
+        scales = update_scales(task, self.local_optimizer, start)
+        optimizer = self.local_optimizer if scales is None else Scaled(self.local_optimizer, scales)
 
         def step(i, carry):
             first_loss, params, state = carry
             loss, grads = _loss_and_grads(task, params, worker=worker, key=jax.random.fold_in(key, i))
             context = StepContext(loss=loss, num_steps=self.local_steps)
-            updates, state = self.local_optimizer.update(grads, state, params, context=context)
+            updates, state = optimizer.update(grads, state, params, context=context)
             first_loss = jnp.where(i == 0, loss.astype(jnp.float32), first_loss)
             return first_loss, optax.apply_updates(params, updates), state
 
-        carry = (jnp.zeros((), jnp.float32), start, self.local_optimizer.init(start))
+        carry = (jnp.zeros((), jnp.float32), start, optimizer.init(start))
         loss, end, _ = jax.lax.fori_loop(0, self.local_steps, step, carry)
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
 
 
+def update_scales(task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params) -> Scales | None:
+    """What to multiply a learner's updates by on a task; `None` stands for 1."""
+    if task.widths is None or isinstance(task.parametrization, SP):
+        return None
+    return task.parametrization.update_scales(task.widths, learner.update_rules(params))
+
+
 def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"] | None) -> Float[Array, ""]:
-    """Over the workers that are present and finite; over all that are finite, where none of them is present."""
+    """The mean over workers that are present and finite; if there is none, over all that are finite."""
     finite = jnp.isfinite(losses)
     some = finite if present is None else finite & present
     counted = jnp.where(jnp.any(some), some, finite)
@@ -200,7 +235,7 @@ def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"
 def _loss_and_grads(
     task: AbstractTask, params: Params, *, worker: Int[Array, ""] | None = None, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Params]:
-    """Of a batch drawn for this step."""
+    """Loss and gradient on a batch sampled for this step."""
     batch_key, loss_key = jax.random.split(key)
     batch = task.batch(key=batch_key, worker=worker)
     return jax.value_and_grad(task.loss)(params, batch, key=loss_key)

@@ -1,0 +1,54 @@
+"""Learners: which of their arrays are meta-parameters."""
+
+from typing import Any, TypeAlias, TypeVar
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+# An optimizer or an aggregator.
+Learner: TypeAlias = eqx.Module
+
+LearnerT = TypeVar("LearnerT", bound=eqx.Module)
+
+
+class Constant(eqx.Module):
+    """An array inside a learner that is not meta-learned: meta-gradients, noise and the meta-optimizer skip it.
+
+    **Arguments:**
+
+    - `value`: the array. It can still be mapped over by `jax.vmap`.
+    """
+
+    value: Array
+
+
+def theta(learner: Learner) -> PyTree:
+    """The meta-parameters of a learner: its floating-point arrays outside of [`lo_components.Constant`][].
+
+    **Arguments:**
+
+    - `learner`: an optimizer or an aggregator.
+
+    **Returns:** the learner with `None` in place of everything else.
+    """
+    return partition(learner)[0]
+
+
+def partition(learner: LearnerT) -> tuple[LearnerT, LearnerT]:
+    """Split a learner into its meta-parameters and the rest, which `equinox.combine` puts together again."""
+    return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
+
+
+def with_constants(tree: PyTree) -> PyTree:
+    """The tree with every array wrapped as a `Constant`."""
+    return jax.tree.map(lambda x: Constant(x) if eqx.is_array(x) else x, tree, is_leaf=_is_constant)
+
+
+def values(tree: PyTree) -> PyTree:
+    """The tree with every `Constant` replaced by its array."""
+    return jax.tree.map(lambda x: x.value if _is_constant(x) else x, tree, is_leaf=_is_constant)
+
+
+def _is_constant(x: Any) -> bool:
+    return isinstance(x, Constant)

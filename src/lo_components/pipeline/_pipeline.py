@@ -1,0 +1,152 @@
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..accumulators import AbstractAccumulator
+from ..features import AbstractFeature, Channels, TensorView
+from ..heads import AbstractHead
+from ..steps import AbstractStepRule
+from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
+
+
+class Pipeline(eqx.Module):
+    r"""The update of one tensor: accumulators, features, a head and a step rule.
+
+    For a tensor $p$ with gradient $g$ and accumulator states $a$, at step $t$:
+
+    $$a' = \mathrm{update}(g, a), \qquad x = \mathrm{features}(p, g, \mathrm{read}(a'), t), \qquad
+      \Delta p = \mathrm{step}(\mathrm{head}(x)).$$
+
+    Arithmetic and state are float32 for any parameter dtype. Scalars are treated as tensors of shape `[1]`; empty
+    tensors get an empty update. Learners apply one pipeline to every tensor of a model:
+    [`lo_components.optimizers.LearnedOptimizer`][] feeds it gradients,
+    [`lo_components.aggregators.LearnedAggregator`][] the deltas of workers.
+
+    ??? cite "Source"
+        The decomposition common to Metz et al. (arXiv 2009.11243), small_fc_lopt and muLO (arXiv 2406.00153).
+    """
+
+    accumulators: tuple[AbstractAccumulator, ...]
+    features: AbstractFeature
+    head: AbstractHead
+    step_rule: AbstractStepRule
+
+    def __init__(
+        self,
+        accumulators: tuple[AbstractAccumulator, ...],
+        features: AbstractFeature,
+        head: AbstractHead,
+        step_rule: AbstractStepRule,
+    ):
+        """**Arguments:**
+
+        - `accumulators`: what to remember about the tensor; each must produce a different statistic.
+        - `features`: what the head sees; may ask only for statistics that an accumulator produces.
+        - `head`: takes `features.size` channels, returns `step_rule.in_size`.
+        - `step_rule`: turns the head's outputs into the update.
+
+        Raises `ValueError` if two parts do not fit together.
+        """
+        self.accumulators = tuple(accumulators)
+        self.features = features
+        self.head = head
+        self.step_rule = step_rule
+
+    def __check_init__(self):
+        produced = [a.produces for a in self.accumulators]
+        twice = {kind.__name__ for kind in produced if produced.count(kind) > 1}
+        if twice:
+            raise ValueError(f"Two accumulators produce the same statistic: {', '.join(sorted(twice))}.")
+        missing = sorted(kind.__name__ for kind in self.features.requires - set(produced))
+        if missing:
+            raise ValueError(
+                f"The features require {', '.join(missing)}, which no accumulator produces; add one that does "
+                f"(given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
+            )
+        if self.head.in_size != self.features.size:
+            raise ValueError(
+                f"The features yield {self.features.size} channels, but the head takes {self.head.in_size}."
+            )
+        if self.head.out_size != self.step_rule.in_size:
+            raise ValueError(
+                f"The head returns {self.head.out_size} channels, but the step rule takes {self.step_rule.in_size}."
+            )
+
+    def init(self, param: Float[Array | np.ndarray, "*shape"]) -> tuple:
+        """The accumulators' states before the first step.
+
+        **Arguments:**
+
+        - `param`: the tensor.
+        """
+        return tuple(a.init(_as_tensor(param)) for a in self.accumulators)
+
+    def update(
+        self,
+        grad: Float[Array | np.ndarray, "*shape"],
+        states: tuple,
+        param: Float[Array | np.ndarray, "*shape"],
+        *,
+        deltas: Float[Array, "workers *shape"] | None = None,
+        step: Int[Array, ""],
+        num_steps: Int[Array, ""] | None = None,
+        loss: Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "*shape"], tuple]:
+        """One step of one tensor.
+
+        **Arguments:**
+
+        - `grad`: its gradient; in a round, its pseudo-gradient (the mean of the workers' deltas).
+        - `states`: of the accumulators, from `init` or the previous `update`.
+        - `param`: the tensor before the step.
+        - `deltas`: each worker's delta, in a round.
+        - `step`: the number of steps taken before this one.
+        - `num_steps`, `loss`: the length of training and the current loss, if known.
+
+        **Returns:** the update to add to `param`, in its dtype, and the accumulators' next states.
+        """
+        param = jnp.asarray(param)
+        tensor = _as_tensor(param)
+        if tensor.size == 0:
+            return param, states
+        grad = _as_tensor(grad)
+        states = tuple(a.update(grad, s) for a, s in zip(self.accumulators, states, strict=True))
+        view = TensorView(
+            param=tensor,
+            grad=grad,
+            stats=tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True)),
+            step=step,
+            num_steps=num_steps,
+            loss=loss,
+            deltas=None if deltas is None else _workers_as_tensor(deltas),
+        )
+        return self._evaluated(view).reshape(param.shape).astype(param.dtype), states
+
+    def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
+        shape, rows = view.param.shape, rows_per_block(view.param.shape)
+        if rows == shape[0]:
+            return self._pointwise(self.features(view), view)
+        # Two passes: the sums of the channels' squares, over blocks of rows that stay in the cache, then the rest.
+        sums = square_sums(self.features, view, rows)
+
+        def block(part: TensorView) -> Float[Array, "rows ..."]:
+            return self._pointwise(with_square_sums(self.features(part), sums), part)
+
+        return map_rows(block, view, rows) if self.head.blockwise and self.step_rule.pointwise else block(view)
+
+    def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
+        out = self.head(channels)
+        out = jnp.broadcast_to(out, (out.shape[0], *view.param.shape))
+        return self.step_rule(out, view)
+
+
+def _as_tensor(x) -> Float[Array, "*shape"]:
+    """`x` in float32, of rank 1 or more."""
+    x = jnp.asarray(x).astype(jnp.float32)
+    return x.reshape(1) if x.ndim == 0 else x
+
+
+def _workers_as_tensor(x) -> Float[Array, "workers *shape"]:
+    x = jnp.asarray(x).astype(jnp.float32)
+    return x[:, None] if x.ndim == 1 else x
