@@ -138,7 +138,7 @@ def _interpret(content: mmap.mmap, *, max_operations: int) -> Any:
             case "REDUCE":
                 stack.append(_call(*pop(2)))
             case "BUILD":
-                _set_state(*pop(1), stack[-1])
+                _set_state(pop(1)[0], stack[-1])
             case "STOP":
                 return stack.pop()
             case name:

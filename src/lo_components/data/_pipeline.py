@@ -142,7 +142,7 @@ def _take_each(source: RandomAccess, index: np.ndarray) -> PyTree[np.ndarray]:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class _Batches:
-    """Batches by number, for Grain to fetch.
+    """Batches by index, for Grain to fetch.
 
     Grain's own shuffling and batching handle one example at a time and take 7 to 20 times as long for in-memory arrays
     (`benchmarks/input.py`).
@@ -159,25 +159,20 @@ class _Batches:
     @property
     def settings(self) -> dict[str, int]:
         """Everything that the batches depend on besides the examples."""
-        return {
-            "examples": self.count,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "shuffle": int(self.shuffle),
-            "repeat": int(self.repeat),
-        }
+        names = ("batch_size", "seed", "shuffle", "repeat")
+        return {"examples": self.count, **{name: int(getattr(self, name)) for name in names}}
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size if self.repeat else -(-self.count // self.batch_size)
 
-    def __getitem__(self, number: int) -> Any:
-        start = number * self.batch_size
+    def __getitem__(self, index: int) -> Any:
+        start = index * self.batch_size
         stop = start + self.batch_size if self.repeat else min(start + self.batch_size, self.count)
-        epochs, index = np.divmod(np.arange(start, stop), self.count)
+        epochs, examples = np.divmod(np.arange(start, stop), self.count)
         if self.shuffle:
-            parts = [self._order(epoch)[index[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-            index = np.concatenate(parts)
-        return self.take(index)
+            parts = [self._order(epoch)[examples[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+            examples = np.concatenate(parts)
+        return self.take(examples)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._last_order[0] != epoch:
@@ -205,7 +200,7 @@ class _Pipeline(AbstractBatchIterator):
         return jax.tree.map(np.array, batch) if self._num_workers else batch
 
     def state(self) -> dict[str, int]:
-        # A batch depends only on its number, so the number is all there is to save, whatever the number of workers.
+        # A batch depends only on its index, so the index is all there is to save, also with several workers.
         return {"batches": self._position, **self._batches.settings}
 
     def restore(self, state: dict[str, int]) -> None:
