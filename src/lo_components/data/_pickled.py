@@ -1,7 +1,7 @@
 """Read arrays, lists and strings from pickle files without running the pickle.
 
 Not `pickle.Unpickler` with `find_class`: that runs no code either, but a key made of a million nested tuples crashes
-Python, 300 bytes take forever to hash, and 9 bytes that claim a large memo allocate 34 GB.
+Python, 300 bytes take forever to hash, and 9 bytes with a large memo index allocate 4 GB.
 """
 
 import dataclasses
