@@ -1,6 +1,6 @@
-"""Time a training step beside what it takes to get its batch: drawn on the device, or from a grain pipeline.
+"""Time a training step and getting its batch: sampled on the device, from `data.pipeline`, or from Grain alone.
 
-Prints milliseconds for each task and the share of a step that on-device sampling takes, and writes
+Prints milliseconds for each task and on-device sampling as a fraction of a step, and writes
 `benchmarks/results/input.json`. Images are random, 28x28; sequences have 64 tokens. Run: `python benchmarks/input.py`.
 """
 
@@ -63,8 +63,34 @@ def train_step(task, optimizer: optax.GradientTransformation):
     return lambda batch: step(params, optimizer.init(params), batch)
 
 
+class Examples:
+    """A data set one example at a time, as Grain's own shuffling and batching read it."""
+
+    def __init__(self, dataset):
+        self._arrays = [np.asarray(x) for x in jax.tree.leaves(dataset.splits["train"])]
+
+    def __len__(self):
+        return len(self._arrays[0])
+
+    def __getitem__(self, index):
+        return [array[index] for array in self._arrays]
+
+
+def grain_alone(dataset, batch_size: int):
+    """Shuffled, repeated and batched by Grain, and images normalized by the batch, as `data.pipeline` does."""
+    import grain
+
+    def normalize(batch):
+        images, *labels = batch
+        return [(images.astype(np.float32) - dataset.mean) / dataset.std, *labels] if labels else batch
+
+    examples = grain.MapDataset.source(Examples(dataset)).seed(0).shuffle().repeat().batch(batch_size)
+    return iter(examples.map(normalize).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
 def measured(name: str, dataset, task, rounds: int) -> dict:
     """One row of the table."""
+    alone = grain_alone(dataset, task.batch_size)
     batch = task.batch(key=KEY)
     step, sample = train_step(task, optax.adam(1e-3)), eqx.filter_jit(lambda key: task.batch(key=key))
     pipeline = loc.data.pipeline(dataset, task.batch_size, seed=0)
@@ -73,22 +99,25 @@ def measured(name: str, dataset, task, rounds: int) -> dict:
         "task": name,
         "step_ms": milliseconds(lambda: step(batch), rounds),
         "on_device_ms": milliseconds(lambda: sample(KEY), rounds),
-        "grain_ms": milliseconds(lambda: next(pipeline), rounds),
+        "pipeline_ms": milliseconds(lambda: next(pipeline), rounds),
+        "grain_alone_ms": milliseconds(lambda: next(alone), rounds),
     }
-    # What a loop pays that computes while the next batch is on its way: both, less the step alone.
-    row["grain_prefetched_ms"] = max(0.0, milliseconds(lambda: step(next(ahead)), rounds) - row["step_ms"])
-    row["on_device_share"] = row["on_device_ms"] / row["step_ms"]
+    # The cost to a loop that computes while the next batch is prepared: both together, minus the step alone.
+    row["prefetched_ms"] = max(0.0, milliseconds(lambda: step(next(ahead)), rounds) - row["step_ms"])
+    for iterator in (pipeline, ahead, alone):
+        iterator.close()
+    row["on_device_fraction"] = row["on_device_ms"] / row["step_ms"]
     return row
 
 
 def main(rounds: int = 30, out: Path = RESULT):
     rows = []
-    print(f"{'task':<18}{'step ms':>9}{'on device ms':>14}{'share':>7}{'grain ms':>10}{'grain, prefetched ms':>22}")
+    print(f"{'task':<18}{'step':>9}{'on device':>11}{'':>7}{'pipeline':>10}{'prefetched':>12}{'Grain alone':>13}  (ms)")
     for name, dataset, task in tasks():
         rows.append(row := measured(name, dataset, task, rounds))
         print(
-            f"{name:<18}{row['step_ms']:>9.2f}{row['on_device_ms']:>14.3f}{row['on_device_share']:>7.1%}"
-            f"{row['grain_ms']:>10.2f}{row['grain_prefetched_ms']:>22.2f}",
+            f"{name:<18}{row['step_ms']:>9.2f}{row['on_device_ms']:>11.3f}{row['on_device_fraction']:>7.1%}"
+            f"{row['pipeline_ms']:>10.2f}{row['prefetched_ms']:>12.2f}{row['grain_alone_ms']:>13.2f}",
             flush=True,
         )
     write(out, rows)

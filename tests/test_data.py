@@ -66,8 +66,8 @@ BAD = {
     "wrong magic": (b"\1" + GOOD[1:], "not an idx file"),
     "signed integers": (GOOD[:2] + b"\x0c" + GOOD[3:], "not an idx file"),
     "two axes": (idx_bytes(values(3, 4)) + bytes(20), "not an idx file"),
-    "values cut short": (GOOD[:-1], r"should hold 60 values of shape \(3, 4, 5\), but holds 59"),
-    "too long": (GOOD + b"\0", r"should hold 60 values of shape \(3, 4, 5\), but holds more"),
+    "values cut short": (GOOD[:-1], r"should contain 60 values of shape \(3, 4, 5\), but contains 59"),
+    "too long": (GOOD + b"\0", r"should contain 60 values of shape \(3, 4, 5\), but contains more"),
     "absurd shape": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "it is not unpacked"),
 }
 
@@ -192,8 +192,8 @@ CASES = {
     "negative label": (broken(labels=np.arange(6) % 3 - 1), "labels from -1 to 1; expected 0 to 2"),
     "fractional labels": (broken(labels=np.full(6, 0.5)), "dtype float64 and shape .*expected a vector of integers"),
     "one-hot labels": (broken(labels=np.eye(6, dtype=int)), r"shape \(6, 6\); expected a vector of integers"),
-    "NaN": (broken(images=NAN), "split 'train' holds pixels that are NaN or infinite"),
-    "infinite": (broken(images=NAN[:4] - np.inf, split="test"), "split 'test' holds pixels that are NaN or infinite"),
+    "NaN": (broken(images=NAN), "split 'train' has pixels that are NaN or infinite"),
+    "infinite": (broken(images=NAN[:4] - np.inf, split="test"), "split 'test' has pixels that are NaN or infinite"),
     "empty": (broken(images=values(0, 2, 2), labels=np.zeros(0, int)), "split 'train' is empty"),
     "other shape": (broken(images=values(4, 3, 3), split="test"), r"images of shape \(3, 3\), unlike 'train'"),
     "constant": (broken(images=np.full((6, 2, 2), 7, np.uint8)), "all training pixels are equal"),
@@ -248,7 +248,7 @@ def test_batches_are_normalized_examples_with_their_labels():
     np.testing.assert_allclose([table.mean(), table.std()], [0, 1], atol=1e-6)
 
 
-def test_a_large_batch_has_mean_zero_and_deviation_one():
+def test_a_large_batch_has_mean_zero_and_standard_deviation_one():
     images, _ = sample_batch(digits(), 20_000, key=jax.random.key(0))
     # Pixels of one image are correlated: the error of the mean is that of 20,000 image means.
     assert abs(np.mean(images)) < 4 * np.std(np.mean(images, axis=(1, 2))) / np.sqrt(20_000)
@@ -295,22 +295,22 @@ def test_a_batch_is_a_function_of_the_key_also_under_jit():
     assert np.any(np.asarray(first[1]) != np.asarray(other[1]))
 
 
-def dealt(concentration, **options):
+def partitioned(concentration, **options):
     return dirichlet_shards(digits(), 4, concentration=concentration, **options)
 
 
-def test_training_examples_are_dealt_out_to_workers_each_to_one():
-    dataset = dealt(0.5)
+def test_each_training_example_belongs_to_one_worker():
+    dataset = partitioned(0.5)
     shards = dataset.shards
     assert sorted(np.asarray(shards.index)) == list(range(len(dataset.splits["train"].labels)))
     np.testing.assert_array_equal(shards.start, np.concatenate([[0], np.cumsum(shards.count)[:-1]]))
     assert shards.count.sum() == len(shards.index) and shards.count.min() >= 10
-    np.testing.assert_array_equal(dealt(0.5).shards.index, shards.index)
-    assert not np.array_equal(dealt(0.5, seed=1).shards.index, shards.index)
+    np.testing.assert_array_equal(partitioned(0.5).shards.index, shards.index)
+    assert not np.array_equal(partitioned(0.5, seed=1).shards.index, shards.index)
 
 
-def test_a_workers_batches_come_from_its_shard_alone():
-    dataset = dealt(0.5)
+def test_a_workers_batches_come_only_from_its_shard():
+    dataset = partitioned(0.5)
     labels = np.asarray(dataset.splits["train"].labels)
     sample = eqx.filter_jit(
         lambda worker, split: sample_batch(dataset, 4000, split=split, worker=worker, key=jax.random.key(0))[1]
@@ -318,35 +318,38 @@ def test_a_workers_batches_come_from_its_shard_alone():
     for worker in range(4):
         start, count = int(dataset.shards.start[worker]), int(dataset.shards.count[worker])
         own = labels[np.asarray(dataset.shards.index)[start : start + count]]
-        share = np.bincount(sample(jnp.asarray(worker), "train"), minlength=10) / 4000
-        # Five standard errors of a share of 4,000 draws.
-        np.testing.assert_allclose(share, np.bincount(own, minlength=10) / count, atol=5 * np.sqrt(0.25 / 4000))
+        fraction = np.bincount(sample(jnp.asarray(worker), "train"), minlength=10) / 4000
+        # Five standard errors of a fraction of 4,000 samples.
+        np.testing.assert_allclose(fraction, np.bincount(own, minlength=10) / count, atol=5 * np.sqrt(0.25 / 4000))
     np.testing.assert_array_equal(sample(jnp.asarray(5), "train"), sample(jnp.asarray(1), "train"))
     everyone = sample_batch(dataset, 4000, split="test", key=jax.random.key(0))[1]
     np.testing.assert_array_equal(sample(jnp.asarray(0), "test"), everyone)
 
 
-def test_shares_of_classes_are_those_of_a_dirichlet_distribution():
-    """A share of Dirichlet(a, ..., a) over K workers has variance (K - 1) / (K^2 (K a + 1))."""
+def test_class_proportions_have_the_variance_of_a_dirichlet_distribution():
+    """A proportion of Dirichlet(a, ..., a) over K workers has variance (K - 1) / (K^2 (K a + 1))."""
     for concentration in (0.3, 30.0):
-        shares = []
+        proportions = []
         for seed in range(20):
-            dataset = dealt(concentration, seed=seed, min_size=1)
+            dataset = partitioned(concentration, seed=seed, min_size=1)
             labels = np.asarray(dataset.splits["train"].labels)[np.asarray(dataset.shards.index)]
             parts = np.split(labels, np.asarray(dataset.shards.start)[1:])
-            shares += [np.bincount(part, minlength=10) / np.bincount(labels, minlength=10) for part in parts]
+            proportions += [np.bincount(part, minlength=10) / np.bincount(labels, minlength=10) for part in parts]
         expected = 3 / 16 / (4 * concentration + 1)
-        # 800 shares, of which one class's four depend on each other.
-        np.testing.assert_allclose(np.var(shares), expected, rtol=0.25)
+        # 800 proportions; the four of one class are dependent.
+        np.testing.assert_allclose(np.var(proportions), expected, rtol=0.25)
 
 
 def test_shards_that_cannot_be_are_refused():
     for options, message in (
         (dict(concentration=0.0), "`concentration` must be positive and below a million, got 0.0"),
         (dict(concentration=1.0, min_size=0), "`min_size` must be at least 1, got 0"),
-        (dict(concentration=1.0, min_size=400), "none gave each of 4 workers `min_size` = 400"),
+        (
+            dict(concentration=1.0, min_size=400),
+            "None of 100 partitions of 1500 examples gave each of 4 workers `min_size` = 400",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
-            dealt(**options)
-    with pytest.raises(ValueError, match="split off first, then call `dirichlet_shards`"):
-        split_off(dealt(1.0), {"inner_valid": 0.1})
+            partitioned(**options)
+    with pytest.raises(ValueError, match="call `split_off` before `dirichlet_shards`"):
+        split_off(partitioned(1.0), {"inner_valid": 0.1})

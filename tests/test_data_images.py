@@ -1,4 +1,4 @@
-"""Readers of colour images, and files made to break them."""
+"""Readers of color images, and files made to break them."""
 
 import builtins
 import io
@@ -19,7 +19,7 @@ from lo_components.data import cifar10, cifar100, image_dataset, image_folder, i
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
-def colours(seed, count=3, size=32):
+def colors(seed, count=3, size=32):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -71,7 +71,7 @@ def write_cifar10(folder, encode=python2_pickle, suffix=""):
     folder.mkdir(exist_ok=True, parents=True)
     for seed, name in enumerate(CIFAR10_FILES):
         count = 2 + seed % 2
-        data = encode(rows(colours(seed, count)), labels_of(seed, count, 10))
+        data = encode(rows(colors(seed, count)), labels_of(seed, count, 10))
         (folder / f"{name}{suffix}").write_bytes(data)
     return folder
 
@@ -83,11 +83,11 @@ def test_cifar10_in_every_layout(tmp_path, encoding, place):
     archive = "cifar-10-batches-bin" if suffix else "cifar-10-batches-py"
     write_cifar10(tmp_path / (archive if place == "archive" else "."), encode, suffix)
     dataset = cifar10(tmp_path)
-    train = np.concatenate([colours(seed, 2 + seed % 2) for seed in range(5)])
+    train = np.concatenate([colors(seed, 2 + seed % 2) for seed in range(5)])
     assert dataset.num_classes == 10 and dataset.image_shape == (32, 32, 3)
     assert dataset.splits["train"].images.dtype == jnp.uint8
     np.testing.assert_array_equal(dataset.splits["train"].images, train)
-    np.testing.assert_array_equal(dataset.splits["test"].images, colours(5))
+    np.testing.assert_array_equal(dataset.splits["test"].images, colors(5))
     np.testing.assert_array_equal(
         dataset.splits["train"].labels, sum((labels_of(seed, 2 + seed % 2, 10) for seed in range(5)), [])
     )
@@ -100,16 +100,16 @@ def test_cifar10_in_every_layout(tmp_path, encoding, place):
 def test_cifar100_has_the_fine_classes(tmp_path, encoding):
     encode, suffix = ENCODINGS[encoding]
     for seed, name in enumerate(("train", "test")):
-        data = encode(rows(colours(seed)), [99, 0, 42 + seed], b"fine_labels")
+        data = encode(rows(colors(seed)), [99, 0, 42 + seed], b"fine_labels")
         (tmp_path / f"{name}{suffix}").write_bytes(data)
     dataset = cifar100(tmp_path)
     assert dataset.num_classes == 100
     np.testing.assert_array_equal(dataset.splits["train"].labels, [99, 0, 42])
     np.testing.assert_array_equal(dataset.splits["test"].labels, [99, 0, 43])
-    np.testing.assert_array_equal(dataset.splits["test"].images, colours(1))
+    np.testing.assert_array_equal(dataset.splits["test"].images, colors(1))
 
 
-def test_colour_batches_are_normalized_by_channel(tmp_path):
+def test_color_batches_are_normalized_by_channel(tmp_path):
     dataset = cifar10(write_cifar10(tmp_path))
     images, labels = sample_batch(dataset, 50, key=jax.random.key(0))
     train = dataset.splits["train"]
@@ -139,7 +139,7 @@ def test_a_missing_folder_or_file_of_cifar_is_named(tmp_path):
         cifar10(tmp_path / "some")
 
 
-IMAGES = rows(colours(0))
+IMAGES = rows(colors(0))
 BAD_BATCHES = {
     "wrong label": ({"data": IMAGES, "labels": [0, 10, 1]}, "has labels from 0 to 10; expected 0 to 9"),
     "negative label": ({"data": IMAGES, "labels": [0, -1, 1]}, "has labels from -1 to 1; expected 0 to 9"),
@@ -152,9 +152,9 @@ BAD_BATCHES = {
     "no data": ({"labels": [0, 1, 2]}, "it has no `data`"),
     "other size": ({"data": IMAGES[:, :3000], "labels": [0, 1, 2]}, "rows of 3000 bytes; images of size 32 have 3072"),
     "floats": ({"data": IMAGES.astype(np.float32), "labels": [0, 1, 2]}, "`data` is not a matrix of bytes"),
-    "images": ({"data": colours(0), "labels": [0, 1, 2]}, "`data` is not a matrix of bytes"),
+    "images": ({"data": colors(0), "labels": [0, 1, 2]}, "`data` is not a matrix of bytes"),
     "a list": ({"data": IMAGES.tolist()[0], "labels": [0, 1, 2]}, "`data` is not a matrix of bytes"),
-    "not a dictionary": ([IMAGES, [0, 1, 2]], "it does not hold a dictionary"),
+    "not a dictionary": ([IMAGES, [0, 1, 2]], "it does not contain a dictionary"),
     "other keys": ({0: IMAGES, 1: [0, 1, 2]}, "a dictionary whose keys are not strings"),
 }
 
@@ -180,7 +180,9 @@ def test_a_binary_batch_cut_short_is_named(tmp_path, length):
     write_cifar10(tmp_path, binary, ".bin")
     path = tmp_path / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match=f"`{path}` has {length} bytes, which are not whole records of 3073"):
+    with pytest.raises(
+        ValueError, match=f"`{path}` has {length} bytes, which is not a multiple of the record size 3073"
+    ):
         cifar10(tmp_path)
 
 
@@ -278,20 +280,33 @@ HOSTILE_BYTES = {
     "a string of negative length": (b"\x80\x02T\xff\xff\xff\xff.", "byte"),
     "exabytes": (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f.", "bytes"),
     "exabytes to change": (b"\x80\x05\x96" + b"\xff" * 7 + b"\x0f.", "bytes"),
-    "a frame of exabytes": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "does not hold a dictionary"),
-    "a memo of gigabytes": (b"\x80\x02Nr\xff\xff\xff\x7f.", "does not hold a dictionary"),
+    "a frame of exabytes": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "does not contain a dictionary"),
+    "a memo of gigabytes": (b"\x80\x02Nr\xff\xff\xff\x7f.", "does not contain a dictionary"),
     "a memo that is empty": (b"\x80\x02h\x07.", "7"),
-    "an array larger than its file": (dictionary(array_of_shape(2**40, 3072)), "not what its shape says"),
-    "a shape that overflows": (dictionary(array_of_shape(2**62, 4)), "not what its shape says"),
-    "a negative shape": (dictionary(array_of_shape(-1, -10)), "not what its shape says"),
+    "an array larger than its file": (dictionary(array_of_shape(2**40, 3072)), "does not match its shape"),
+    "a shape that overflows": (dictionary(array_of_shape(2**62, 4)), "does not match its shape"),
+    "a negative shape": (dictionary(array_of_shape(-1, -10)), "does not match its shape"),
+    "a million nested tuples": (b"\x80\x02}(" + b")" + b"\x85" * 10**6 + b"K\x01u.", "far more operations"),
+    "a set of tuples that double": (b"\x80\x04\x8f(" + b")" + b"q\x01h\x01\x86" * 60 + b"\x90.", "operation EMPTY_SET"),
+    "an array of shape 10**12": (
+        dictionary(b"cnumpy\nndarray\n(\x8a\x06\x00\x10\xa5\xd4\xe8\x00\x85tR"),
+        "do not need",
+    ),
+    "an empty array of another class": (
+        dictionary(b"cnumpy.core.multiarray\n_reconstruct\ncos\nsystem\nK\x00\x85U\x01b\x87R"),
+        "`os.system`",
+    ),
+    "a codec that decompresses": (dictionary(b"c_codecs\nencode\nU\x01aU\x0azlib_codec\x86R"), "do not need"),
+    "a codec that is imported": (dictionary(b"c_codecs\nencode\nU\x01aU\x04idna\x86R"), "do not need"),
+    "an array of a matrix type": (dictionary(b"cnumpy\nmatrix\n)R"), "`numpy.matrix`"),
     "an array without contents": (
         dictionary(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"),
         "array",
     ),
     "state for a list": (dictionary(b"]}b"), "sets the state"),
     "state for a name": (dictionary(b"cnumpy\ndtype\n}b"), "sets the state"),
-    "a call of a string": (dictionary(b"U\x01aU\x01b\x85R"), "calls something"),
-    "a call of ndarray": (dictionary(b"cnumpy\nndarray\n(K\x05\x85tR"), "calls something"),
+    "a call of a string": (dictionary(b"U\x01aU\x01b\x85R"), "calls a function that arrays do not need"),
+    "a call of ndarray": (dictionary(b"cnumpy\nndarray\n(K\x05\x85tR"), "calls a function that arrays do not need"),
     "appending to a tuple": (dictionary(b")K\x01a"), "appends"),
     "items for a list": (dictionary(b"]U\x01aK\x01s"), "dictionary"),
     "a new object": (b"\x80\x02cos\nsystem\n)\x81.", "`os.system`"),
@@ -301,7 +316,7 @@ HOSTILE_BYTES = {
     "a buffer from elsewhere": (b"\x80\x05\x97.", "operation NEXT_BUFFER"),
     "a name by parts": (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "`os.system`"),
     "a name of parts that are no text": (b"\x80\x04]" + b"q\x01h\x01\x86" * 60 + b"]\x93.", "a name that is not text"),
-    "too few values": (b"\x80\x02K\x01\x86.", "more from its stack"),
+    "too few values": (b"\x80\x02K\x01\x86.", "more values from its stack"),
     "an end without a start": (b"\x80\x02t.", "pop"),
     "nothing at the end": (b"\x80\x02.", "pop"),
     "no end": (b"\x80\x02}", "STOP"),
@@ -338,7 +353,7 @@ def test_no_flipped_byte_of_a_pickle_raises_anything_else(tmp_path):
 def write_imagenet(folder, layout, size=4, batches=2):
     folder.mkdir(exist_ok=True)
     for seed, name in enumerate([*(f"train_data_batch_{i + 1}" for i in range(batches)), "val_data"]):
-        images, labels = rows(colours(seed, size=size)), [1, 1000, 1 + seed]
+        images, labels = rows(colors(seed, size=size)), [1, 1000, 1 + seed]
         content = {"data": images, "labels": labels}
         if name != "val_data":
             content["mean"] = images.mean(axis=0)
@@ -354,9 +369,9 @@ def test_downsampled_imagenet_in_every_layout(tmp_path, layout):
     dataset = imagenet_downsampled(write_imagenet(tmp_path, layout), 4, num_batches=2)
     assert dataset.num_classes == 1000 and dataset.image_shape == (4, 4, 3)
     np.testing.assert_array_equal(
-        dataset.splits["train"].images, np.concatenate([colours(0, size=4), colours(1, size=4)])
+        dataset.splits["train"].images, np.concatenate([colors(0, size=4), colors(1, size=4)])
     )
-    np.testing.assert_array_equal(dataset.splits["test"].images, colours(2, size=4))
+    np.testing.assert_array_equal(dataset.splits["test"].images, colors(2, size=4))
     np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 999, 0, 0, 999, 1])
     np.testing.assert_array_equal(dataset.splits["test"].labels, [0, 999, 2])
 
@@ -371,7 +386,7 @@ def test_downsampled_imagenet_names_the_file_that_is_wrong(tmp_path, layout):
     with pytest.raises(ValueError, match="`num_batches` must be from 1 to 10, got 11"):
         imagenet_downsampled(tmp_path, 4, num_batches=11)
     for labels, message in (([1, 2, 1001], "from 1 to 1001; expected 1 to 1000"), ([0, 1, 2], "from 0 to 2")):
-        content = {"data": rows(colours(0, size=4)), "labels": labels}
+        content = {"data": rows(colors(0, size=4)), "labels": labels}
         np.savez(tmp_path / "val_data.npz", **content)
         with pytest.raises(ValueError, match=f"`{tmp_path}/val_data.npz` has labels {message}"):
             imagenet_downsampled(tmp_path, 4, num_batches=2)
@@ -402,7 +417,7 @@ def saved(**arrays):
 
 
 LABELS = np.array([1, 2, 3])
-SMALL = rows(colours(0, size=4))
+SMALL = rows(colors(0, size=4))
 BAD_NPZ = {
     "objects": (
         saved(data=SMALL, labels=np.array([Calls(os.system, "false"), 1, 2], object)),
@@ -416,7 +431,7 @@ BAD_NPZ = {
     "a shape too large": (npz(data=npy(SMALL, (10**12, 48)), labels=npy(LABELS)), "does not fit its 144 bytes"),
     "a shape too small": (npz(data=npy(SMALL, (1, 48)), labels=npy(LABELS)), "does not fit its 144 bytes"),
     "zeros without end": (npz(data=npy(np.zeros((10**5, 48), np.uint8)), labels=npy(LABELS)), "it is not unpacked"),
-    "another compression": (npz(zipfile.ZIP_LZMA, data=npy(SMALL), labels=npy(LABELS)), "NumPy does not use"),
+    "another compression": (npz(zipfile.ZIP_LZMA, data=npy(SMALL), labels=npy(LABELS)), "not one that NumPy uses"),
     "a header that is code": (
         npz(data=b"\x93NUMPY\x01\x00\x26\x00{'shape': __import__('os').getcwd(), }\n", labels=npy(LABELS)),
         "npz file",
@@ -438,7 +453,7 @@ def write_pictures(folder, **classes):
     Image = pytest.importorskip("PIL.Image")
     for seed, (name, count) in enumerate(classes.items()):
         (folder / name).mkdir(parents=True)
-        for i, image in enumerate(colours(seed, count, size=4)):
+        for i, image in enumerate(colors(seed, count, size=4)):
             Image.fromarray(image).save(folder / name / f"{i}.png")
     return folder
 
@@ -450,9 +465,9 @@ def test_an_image_folder_has_a_class_for_each_subfolder(tmp_path):
     assert dataset.num_classes == 2 and set(dataset.splits) == {"train"}
     np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 0, 0, 1, 1])
     np.testing.assert_array_equal(
-        dataset.splits["train"].images, np.concatenate([colours(1, 3, size=4), colours(0, 2, size=4)])
+        dataset.splits["train"].images, np.concatenate([colors(1, 3, size=4), colors(0, 2, size=4)])
     )
-    boxes = colours(1, 3, size=4).reshape(3, 2, 2, 2, 2, 3).mean((2, 4))
+    boxes = colors(1, 3, size=4).reshape(3, 2, 2, 2, 2, 3).mean((2, 4))
     # Pillow resizes rows and columns in turn and rounds each time.
     np.testing.assert_allclose(image_folder(tmp_path, 2).splits["train"].images[:3], boxes, atol=1.0)
     assert image_folder(tmp_path, 5).image_shape == (5, 5, 3)
@@ -474,17 +489,17 @@ def test_a_class_may_be_called_train(tmp_path):
     np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 0, 1])
 
 
-def test_grey_and_transparent_pictures_become_colour(tmp_path):
+def test_gray_and_transparent_pictures_become_color(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     write_pictures(tmp_path, a=1)
-    grey = colours(3, 1, size=4)[0, :, :, 0]
-    Image.fromarray(grey).save(tmp_path / "a" / "grey.png")
-    Image.fromarray(np.concatenate([colours(4, 1, size=4)[0], grey[..., None]], axis=2)).save(
+    gray = colors(3, 1, size=4)[0, :, :, 0]
+    Image.fromarray(gray).save(tmp_path / "a" / "gray.png")
+    Image.fromarray(np.concatenate([colors(4, 1, size=4)[0], gray[..., None]], axis=2)).save(
         tmp_path / "a" / "rgba.png"
     )
     images = image_folder(tmp_path, 4).splits["train"].images
-    np.testing.assert_array_equal(images[1], np.repeat(grey[..., None], 3, axis=2))
-    np.testing.assert_array_equal(images[2], colours(4, 1, size=4)[0])
+    np.testing.assert_array_equal(images[1], np.repeat(gray[..., None], 3, axis=2))
+    np.testing.assert_array_equal(images[2], colors(4, 1, size=4)[0])
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -81,8 +81,8 @@ def test_splits_that_cannot_be_made_are_refused():
         ({"a": -0.5}, "must be between 0 and 1"),
         ({"a": 1.0}, "must be between 0 and 1"),
         ({"a": float("nan")}, "must be between 0 and 1"),
-        ({"a": 0.5, "b": 0.5}, "cannot be split off"),
-        ({"a": 0.01}, "cannot be split off"),
+        ({"a": 0.5, "b": 0.5}, "leave a split empty"),
+        ({"a": 0.01}, "leave a split empty"),
     ):
         with pytest.raises(ValueError, match=message):
             split_off(images(), fractions)
@@ -212,7 +212,7 @@ def test_states_of_other_pipelines_are_refused():
         pipeline(images(), 8, seed=5, shuffle=False),
         pipeline(images(), 8, seed=5, repeat=False),
     ):
-        with pytest.raises(ValueError, match="The state is of another pipeline"):
+        with pytest.raises(ValueError, match="`state` is from another pipeline"):
             other.restore(state)
     once = pipeline(images(), 8, seed=5, repeat=False)
     for batches in (-1, 4):

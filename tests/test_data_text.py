@@ -1,8 +1,10 @@
 """Tokenizers, packing, text files and the cache of encoded text."""
 
+import io
 import json
 import re
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +102,7 @@ def test_text_that_is_too_little_or_tokens_out_of_range_are_refused():
     with pytest.raises(ValueError, match="`length` must be at least 2, got 1"):
         text_dataset({"train": ["abcdef"]}, Letters(), length=1)
     for letter in ("`", "|"):  # ids 0 and 28
-        with pytest.raises(ValueError, match="ids outside of 1 to 27"):
+        with pytest.raises(ValueError, match="ids that are not from 1 to 27"):
             text_dataset({"train": ["abc" + letter]}, Letters(), length=2)
 
 
@@ -154,11 +156,11 @@ def test_the_same_text_gives_the_same_tokenizer(model, tmp_path):
 
 def test_training_lowers_the_vocabulary_for_little_text_and_says_so(tmp_path):
     pytest.importorskip("sentencepiece")
-    with pytest.warns(UserWarning, match=r"pieces for a vocabulary of \d+ only, not 32000"):
+    with pytest.warns(UserWarning, match=r"supports a vocabulary of only \d+, not 32000"):
         tokenizer = train_tokenizer(["\n".join(sentences(20))], tmp_path / "x.model")
     assert 30 < tokenizer.vocab_size < 1000
     with pytest.warns(
-        UserWarning, match="only, not 32000"
+        UserWarning, match=r"only \d+, not 32000"
     ):  # a line longer than the trainer takes is cut, not left out
         assert train_tokenizer(["ab cd " * 50_000], tmp_path / "x.model").vocab_size > 6
 
@@ -186,7 +188,7 @@ def test_a_model_with_other_ids_is_shifted(tmp_path):
     spm.SentencePieceTrainer.train(
         input=tmp_path / "text", model_prefix=prefix, vocab_size=40, eos_id=-1, minloglevel=2
     )
-    with pytest.raises(ValueError, match="no piece for the end of a sentence"):
+    with pytest.raises(ValueError, match="no end-of-sentence piece"):
         load_tokenizer(path)
 
 
@@ -248,10 +250,10 @@ def test_files_that_are_missing_or_no_text_are_named(tmp_path):
     path = tmp_path / "odd.txt"
     for content in ("ok\nzürich".encode("latin-1"), "ab\ncd".encode("utf-16"), b"ok\n" + b"\xff", b"ok\n\xe6\x9d"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"`{path}` is not text in UTF-8: line [12]"):
+        with pytest.raises(ValueError, match=f"`{path}` is not UTF-8 text: line [12]"):
             text_files(path, ByteTokenizer())
     path.write_bytes(b"ok\na\0b\n")
-    with pytest.raises(ValueError, match=f"`{path}` is not text in UTF-8: line 2 has a zero byte"):
+    with pytest.raises(ValueError, match=f"`{path}` is not UTF-8 text: line 2 has a zero byte"):
         list(read_lines(path))
     path.write_text("ab\ncd\n")
     with pytest.raises(ValueError, match=f"`{path}`: split 'train' has 3 tokens, too few"):
@@ -282,7 +284,7 @@ def test_lm1b_without_shards_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"`{tmp_path}` has fewer than two shards"):
         lm1b(tmp_path, Letters())
     (tmp_path / "news.en-00002-of-00100").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=f"`{tmp_path}/news.en-00002-of-00100` is not text in UTF-8"):
+    with pytest.raises(ValueError, match=f"`{tmp_path}/news.en-00002-of-00100` is not UTF-8 text"):
         lm1b(tmp_path, Letters(), length=2)
     assert path.exists()
 
@@ -301,73 +303,59 @@ def test_a_cache_saves_the_encoding(tmp_path):
     for split in read.splits:
         np.testing.assert_array_equal(read.splits[split], written.splits[split])
         assert read.splits[split].dtype == jnp.int32
-    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [
-        "lo-components-tokens-0.npy",
-        "lo-components-tokens-1.npy",
-        "lo-components-tokens.json",
-    ]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lo-components-tokens.npz"]
 
 
-def damage(path, content=None):
-    path.write_bytes(content if content is not None else path.read_bytes()[:-1] + b"\x07")
+def change_source(folder, **changes):
+    path = folder / "cache" / "lo-components-tokens.npz"
+    with np.load(path) as arrays:
+        index, *tokens = arrays.values()
+    content = json.loads(str(index))
+    content["source"].update(changes)
+    np.savez(path, np.array(json.dumps(content)), *tokens)
 
 
+def write_cache(content):
+    def write_content(folder):
+        path = folder / "cache" / "lo-components-tokens.npz"
+        path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+
+    return write_content
+
+
+def npz(*arrays):
+    file = io.BytesIO()
+    np.savez(file, *arrays)
+    return file.getvalue()
+
+
+ROWS = np.ones((3, 2), np.int32)
 CHANGES = {
-    "text": (lambda folder: write(folder / "text.txt", ["ab", "cd", "f"]), "its `files` is another"),
-    "name of the file": (lambda folder: rename_in_index(folder), "its `files` is another"),
-    "format": (lambda folder: change_index(folder, "format", 0), "its `format` is another"),
-    "tokens": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens-1.npy"),
-        "`lo-components-tokens-1.npy` is not what was written",
-    ),
-    "tokens cut short": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens-0.npy", b""),
-        "`lo-components-tokens-0.npy` is not what",
-    ),
-    "no tokens": (
-        lambda folder: (folder / "cache" / "lo-components-tokens-0.npy").unlink(),
-        "lo-components-tokens-0.npy",
-    ),
-    "index cut short": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"source": {'),
-        "not the index",
-    ),
-    "index of nothing": (lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b"[]"), "not the index"),
-    "index of something else": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"a": 1}'),
-        "not the index",
-    ),
-    "index of odd types": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b'{"source": 3, "sha256": 4}'),
-        "not the index",
-    ),
-    "index that is no text": (
-        lambda folder: damage(folder / "cache" / "lo-components-tokens.json", b"\xff"),
-        "not the index",
-    ),
+    "text": (lambda folder: write(folder / "text.txt", ["ab", "cd", "f"]), "was written for other `files`"),
+    "name of the file": (lambda folder: change_source(folder, files={}), "was written for other `files`"),
+    "format": (lambda folder: change_source(folder, format=0), "was written for other `format`"),
+    "no tokens": (write_cache(npz(np.array('{"source": {}, "splits": ["train"]}'))), "arr_1"),
+    "no index": (write_cache(npz()), "arr_0"),
+    "index cut short": (write_cache(npz(np.array('{"source": {'), ROWS)), "not an intact cache"),
+    "index of nothing": (write_cache(npz(np.array("[]"), ROWS)), "not an intact cache"),
+    "index of something else": (write_cache(npz(np.array('{"a": 1}'), ROWS)), "source"),
+    "index of odd types": (write_cache(npz(np.array('{"source": 3, "splits": 4}'), ROWS)), "not an intact cache"),
+    "index that is no text": (write_cache(npz(ROWS, ROWS)), "not an intact cache"),
+    "empty": (write_cache(b""), "not an intact cache"),
+    "not a zip file": (write_cache(b"text"), "not an intact cache"),
+    "cut short": (write_cache(lambda whole: whole[:-100]), "not an intact cache"),
+    "half": (write_cache(lambda whole: whole[: len(whole) // 2]), "not an intact cache"),
 }
 
 
-def change_index(folder, name, value):
-    path = folder / "cache" / "lo-components-tokens.json"
-    content = json.loads(path.read_text())
-    content["source"][name] = value
-    path.write_text(json.dumps(content))
-
-
-def rename_in_index(folder):
-    path = folder / "cache" / "lo-components-tokens.json"
-    path.write_text(path.read_text().replace("text.txt", "other.txt"))
-
-
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_cache_that_is_stale_or_damaged_is_built_again(tmp_path, case):
+def test_a_stale_or_damaged_cache_is_rebuilt(tmp_path, case):
     write(tmp_path / "text.txt", ["ab", "cd", "e"])
     cached_letters(tmp_path, Letters())
     change, message = CHANGES[case]
     change(tmp_path)
     expected = text_files(tmp_path / "text.txt", Letters(), length=2)
-    with pytest.warns(UserWarning, match=f"`{re.escape(str(tmp_path))}/cache` is built again: .*{message}"):
+    with pytest.warns(UserWarning, match=f"The cache is rebuilt: `{re.escape(str(tmp_path))}/cache/.*{message}"):
         rebuilt = cached_letters(tmp_path, Letters())
     tokenizer = Letters()
     for dataset in (rebuilt, cached_letters(tmp_path, tokenizer)):
@@ -376,30 +364,45 @@ def test_a_cache_that_is_stale_or_damaged_is_built_again(tmp_path, case):
     assert tokenizer.calls == 0
 
 
-def test_a_cache_of_another_tokenizer_or_length_is_built_again(tmp_path):
+def test_a_cache_for_another_tokenizer_or_length_is_rebuilt(tmp_path):
     write(tmp_path / "text.txt", ["ab", "cd", "ef"])
     cached_letters(tmp_path, Letters())
-    with pytest.warns(UserWarning, match="its `tokenizer` is another than now"):
+    with pytest.warns(UserWarning, match="was written for other `tokenizer`"):
         cached_letters(tmp_path, Letters("other letters"))
-    with pytest.warns(UserWarning, match="its `length` is another than now"):
+    with pytest.warns(UserWarning, match="was written for other `length`"):
         assert cached_letters(tmp_path, Letters("other letters"), length=3).length == 3
+
+
+def test_no_flipped_byte_of_a_cache_changes_tokens_unnoticed(tmp_path):
+    write(tmp_path / "text.txt", ["ab", "cd", "e"])
+    cached_letters(tmp_path, Letters())
+    path = tmp_path / "cache" / "lo-components-tokens.npz"
+    whole, rebuilt = path.read_bytes(), 0
+    expected = text_files(tmp_path / "text.txt", Letters(), length=2)
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x01]) + whole[position + 1 :])
+        tokenizer = Letters()
+        with warnings.catch_warnings(action="ignore"):
+            dataset = cached_letters(tmp_path, tokenizer)
+        assert list(dataset.splits) == list(expected.splits)
+        for split in expected.splits:
+            np.testing.assert_array_equal(dataset.splits[split], expected.splits[split])
+        rebuilt += tokenizer.calls
+    assert rebuilt > len(whole) / 2  # the rest is dates and other attributes of the archive's members
 
 
 def test_a_cache_whose_writing_failed_is_not_used(tmp_path, monkeypatch):
     write(tmp_path / "text.txt", ["ab", "cd", "e"])
-    save, saved = np.save, []
 
-    def fail(file, array, **kwargs):
-        saved.append(array)
-        save(file, array, **kwargs)
-        if len(saved) == 2:
-            raise OSError("the disk is full")
+    def full_disk(file, *arrays):
+        file.write(b"the first bytes")
+        raise OSError("the disk is full")
 
-    monkeypatch.setattr(np, "save", fail)
+    monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(OSError, match="the disk is full"):
         cached_letters(tmp_path, Letters())
     monkeypatch.undo()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lo-components-tokens-0.npy"]
+    assert list((tmp_path / "cache").iterdir()) == []
     tokenizer = Letters()
     cached_letters(tmp_path, tokenizer)  # without a warning: there was no cache
     assert tokenizer.calls == 2

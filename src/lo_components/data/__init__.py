@@ -1,4 +1,4 @@
-"""Data sets, and batches from them."""
+"""Data sets, and ways to sample or stream batches from them."""
 
 from ._cifar import cifar10 as cifar10
 from ._cifar import cifar100 as cifar100
@@ -8,7 +8,7 @@ from ._idx import fashion_mnist as fashion_mnist
 from ._idx import read_idx as read_idx
 from ._imagenet import imagenet_downsampled as imagenet_downsampled
 from ._images import ImageDataset as ImageDataset
-from ._images import LabelledImages as LabelledImages
+from ._images import LabeledImages as LabeledImages
 from ._images import WorkerShards as WorkerShards
 from ._images import image_dataset as image_dataset
 from ._pipeline import AbstractBatchIterator as AbstractBatchIterator

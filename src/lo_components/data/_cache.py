@@ -1,4 +1,4 @@
-"""Encoded text on disk, used only as long as it is what encoding again would give."""
+"""A cache of encoded text that is used only if encoding again would give the same."""
 
 import json
 import warnings
@@ -10,58 +10,41 @@ import numpy as np
 from jaxtyping import Int
 
 from .._atomic import replacing
-from ._files import sha256
+from ._files import parsing
 
-FORMAT = 1
+FORMAT = 2
 
 Tokens = dict[str, Int[np.ndarray, "_ length"]]
 
 
-def cached(folder: Path, source: dict[str, Any], build: Callable[[], Tokens]) -> Tokens:
-    """What `build` returns, read from `folder` if that was written for the same `source` and is intact.
+def cached(folder: Path, source: dict[str, Any], encode: Callable[[], Tokens]) -> Tokens:
+    """The tokens in `folder` if they were written for the same `source` and are intact; else write `encode()` there.
 
-    `source` says in JSON's types all that the tokens depend on. A cache that does not agree is replaced, with a
+    `source` contains, as JSON, everything that the tokens depend on. A stale or damaged cache is replaced with a
     warning.
     """
-    index = folder / "lo-components-tokens.json"
+    path = folder / "lo-components-tokens.npz"
     source = {"format": FORMAT, **source}
-    if index.exists():
+    if path.exists():
         try:
-            return _load(folder, index, source)
+            return _load(path, source)
         except (OSError, ValueError) as error:
-            warnings.warn(f"The cache `{folder}` is built again: {error}.", stacklevel=2)
-    tokens = build()
-    written = {}
+            warnings.warn(f"The cache is rebuilt: {error}", stacklevel=2)
+    tokens = encode()
+    index = np.array(json.dumps({"source": source, "splits": list(tokens)}))
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (split, array) in enumerate(tokens.items()):
-        path = _array_path(folder, number)
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        written[split] = sha256(path)
-    # Last, so that a cache without its index is one that was never finished.
-    with replacing(index) as temporary:
-        temporary.write_text(json.dumps({"source": source, "sha256": written}, indent=1))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, index, *tokens.values())
     return tokens
 
 
-def _load(folder: Path, index: Path, source: dict[str, Any]) -> Tokens:
-    try:
-        content = json.loads(index.read_text())
-        found, digests = dict(content["source"]), dict(content["sha256"])
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"`{index.name}` is not the index of a cache") from None
+def _load(path: Path, source: dict[str, Any]) -> Tokens:
+    with parsing(path, "an intact cache of encoded text"), path.open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)  # reading an array checks its CRC-32
+        index = json.loads(str(arrays["arr_0"]))
+        cached_source = dict(index["source"])
+        tokens = {split: arrays[f"arr_{number}"] for number, split in enumerate(index["splits"], 1)}
     for name in source:
-        if found.get(name) != source[name]:
-            raise ValueError(f"its `{name}` is another than now")
-    tokens = {}
-    for number, (split, digest) in enumerate(digests.items()):
-        path = _array_path(folder, number)
-        if sha256(path) != digest:
-            raise ValueError(f"`{path.name}` is not what was written")
-        tokens[split] = np.load(path, allow_pickle=False)
+        if cached_source.get(name) != source[name]:
+            raise ValueError(f"`{path}` was written for other `{name}`.")
     return tokens
-
-
-def _array_path(folder: Path, number: int) -> Path:
-    return folder / f"lo-components-tokens-{number}.npy"

@@ -4,18 +4,21 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ._files import existing_folder, find, read_start, refuse_absurd_size
+from ._files import existing_folder, find_file, read_prefix, refuse_decompression_bomb
 from ._images import ImageDataset, image_dataset
 
 
 def fashion_mnist(folder: str | Path) -> ImageDataset:
-    """Fashion-MNIST, or any data set in its layout (MNIST), from the four idx files in `folder`, gzipped or not.
+    """Read Fashion-MNIST, or another data set in the same format such as MNIST.
 
     **Arguments:**
 
-    - `folder`: holds `train-images-idx3-ubyte[.gz]`, `train-labels-idx1-ubyte[.gz]` and the two `t10k-` files.
+    - `folder`: contains `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the two `t10k-` files, each with or
+        without the suffix `.gz`.
 
-    Raises `FileNotFoundError` or `ValueError`, naming the file, where one is missing, truncated or malformed.
+    **Returns:** images `[28, 28]` in the splits `"train"` and `"test"`.
+
+    Raises `FileNotFoundError` if a file is missing and `ValueError` if one is truncated or malformed; both name it.
 
     ??? cite "Source"
         Xiao, Rasul, Vollgraf, *Fashion-MNIST* (arXiv 1708.07747).
@@ -24,7 +27,7 @@ def fashion_mnist(folder: str | Path) -> ImageDataset:
 
     def read(prefix: str, kind: str, ndim: int) -> UInt8[np.ndarray, "..."]:
         name = f"{prefix}-{kind}-idx{ndim}-ubyte"
-        return read_idx(find(folder, f"{name}.gz", name), ndim=ndim)
+        return read_idx(find_file(folder, f"{name}.gz", name), ndim=ndim)
 
     prefixes = {"train": "train", "test": "t10k"}
     splits = {split: (read(prefix, "images", 3), read(prefix, "labels", 1)) for split, prefix in prefixes.items()}
@@ -32,20 +35,29 @@ def fashion_mnist(folder: str | Path) -> ImageDataset:
 
 
 def read_idx(path: str | Path, *, ndim: int) -> UInt8[np.ndarray, "..."]:
-    """The `uint8` array of an idx file, gzipped or not, which must have `ndim` axes.
+    """Read the array of unsigned bytes in an idx file, the format of MNIST.
 
-    Raises `ValueError`, naming the file, where it is not such a file, or shorter or longer than its header says.
+    **Arguments:**
+
+    - `path`: the file; decompressed if its name ends in `.gz`.
+    - `ndim`: the number of axes that the array must have.
+
+    **Returns:** the array, with the shape that the file's header gives.
+
+    Raises `FileNotFoundError` if there is no such file, and `ValueError`, naming the file, if it is not an idx file of
+    unsigned bytes with `ndim` axes, or is shorter or longer than its header says.
     """
     path = Path(path)
-    header = 4 + 4 * ndim
-    data = read_start(path, header)
-    if len(data) < header or data[:2] != b"\0\0" or data[2] != 8 or data[3] != ndim:
+    header_size = 4 + 4 * ndim
+    data = read_prefix(path, header_size)
+    if len(data) < header_size or data[:2] != b"\0\0" or data[2] != 8 or data[3] != ndim:
         raise ValueError(f"`{path}` is not an idx file of unsigned bytes with {ndim} axes.")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", ndim, offset=4))
     expected = math.prod(shape)
-    refuse_absurd_size(path, expected)
-    data = read_start(path, header + expected + 1)
-    if len(data) - header != expected:
-        held = "more" if len(data) - header > expected else len(data) - header
-        raise ValueError(f"`{path}` should hold {expected} values of shape {shape}, but holds {held}.")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    refuse_decompression_bomb(path, expected)
+    data = read_prefix(path, header_size + expected + 1)
+    actual = len(data) - header_size
+    if actual != expected:
+        actual = "more" if actual > expected else actual
+        raise ValueError(f"`{path}` should contain {expected} values of shape {shape}, but contains {actual}.")
+    return np.frombuffer(data, np.uint8, offset=header_size).reshape(shape)

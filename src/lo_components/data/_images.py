@@ -1,25 +1,32 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from .._types import typechecked
 
 
-class LabelledImages(eqx.Module):
-    """Images and their classes, in memory: on an accelerator they are gathered where they are used."""
+class LabeledImages(eqx.Module):
+    """Images and their classes, in memory.
+
+    **Arguments:**
+
+    - `images`: bytes or floating-point numbers.
+    - `labels`: the class of each image.
+    """
 
     images: UInt8[Array, "n ..."] | Float[Array, "n ..."]
     labels: Int[Array, " n"]
 
 
 class WorkerShards(eqx.Module):
-    """Which training examples belong to which worker.
+    """A partition of the training examples into one shard per worker.
 
     **Arguments:**
 
-    - `index`: places in `"train"`, those of the first worker first.
-    - `start`, `count`: where each worker's places begin in `index`, and how many there are.
+    - `index`: indices into `"train"`, sorted by worker.
+    - `start`: the position in `index` at which each worker's shard begins.
+    - `count`: the number of examples in each worker's shard.
     """
 
     index: Int[Array, " n"]
@@ -28,17 +35,19 @@ class WorkerShards(eqx.Module):
 
 
 class ImageDataset(eqx.Module):
-    """Named splits of labelled images, with the statistics that normalize them.
+    """Labeled images in named splits, with the statistics to normalize them.
 
     **Arguments:**
 
-    - `splits`: at least `"train"`; all images of one shape and dtype, `[height, width]` or `[height, width, channels]`.
-    - `num_classes`: labels lie in `[0, num_classes)`.
-    - `mean`, `std`: of the training images' pixels: one number, or one for each channel of colour images.
-    - `shards`: where training examples belong to workers, from [`lo_components.data.dirichlet_shards`][].
+    - `splits`: by name, `"train"` at least; all images have the same shape, `[height, width]` or
+        `[height, width, channels]`.
+    - `num_classes`: labels are in `[0, num_classes)`.
+    - `mean`: the mean of the training pixels; for color images a tuple with the mean of each channel.
+    - `std`: the standard deviation of the training pixels; for color images a tuple as well.
+    - `shards`: the workers' shards of `"train"`, if any, from [`lo_components.data.dirichlet_shards`][].
     """
 
-    splits: dict[str, LabelledImages]
+    splits: dict[str, LabeledImages]
     num_classes: int = eqx.field(static=True)
     mean: float | tuple[float, ...] = eqx.field(static=True)
     std: float | tuple[float, ...] = eqx.field(static=True)
@@ -51,7 +60,7 @@ class ImageDataset(eqx.Module):
 
 
 def normalize(images, mean: float | tuple[float, ...], std: float | tuple[float, ...]):
-    """`(images - mean) / std` in float32, for JAX and NumPy arrays alike; tuples go along the last axis."""
+    """`(images - mean) / std` in float32, for JAX and NumPy arrays; tuples are statistics per channel."""
     if isinstance(mean, tuple) or isinstance(std, tuple):
         axes = (1,) * (images.ndim - 1) + (-1,)
         offset = np.reshape(mean, axes).astype(np.float32)
@@ -62,19 +71,23 @@ def normalize(images, mean: float | tuple[float, ...], std: float | tuple[float,
 
 
 @typechecked
-def image_dataset(splits: dict[str, tuple[np.ndarray, np.ndarray]], *, num_classes: int, name: str) -> ImageDataset:
-    """An `ImageDataset` from NumPy arrays, checked.
-
-    Images `[n, height, width, channels]` are normalized by each channel's mean and deviation, others by one of each.
+def image_dataset(
+    splits: dict[str, tuple[Shaped[np.ndarray, "_ ..."], Shaped[np.ndarray, "..."]]], *, num_classes: int, name: str
+) -> ImageDataset:
+    """Check NumPy arrays and make them an `ImageDataset`.
 
     **Arguments:**
 
-    - `splits`: `(images, labels)` by name; needs `"train"`. Images are `uint8` or floating point, `[n, ...]`.
+    - `splits`: `(images, labels)` by name, `"train"` among them. Images are `[n, ...]`; all but `uint8` are converted
+        to `float32`.
     - `num_classes`: the number of classes.
-    - `name`: what error messages call the data, for instance its folder.
+    - `name`: the name of the data in error messages, for instance its folder.
 
-    Raises `ValueError` where counts do not match, labels are not integers in range, a split is empty, a pixel is not
-    finite, or all pixels, or all of one channel, are equal.
+    **Returns:** the data set, with the mean and standard deviation of the training images: per channel if they are
+    `[n, height, width, channels]`, else over all pixels.
+
+    Raises `ValueError` if `"train"` is missing, a split is empty, counts or shapes differ, labels are not integers in
+    `[0, num_classes)`, a pixel is not finite, or the training pixels (of one channel) are all equal.
     """
     if "train" not in splits:
         raise ValueError(f"{name}: there is no split called 'train' (found: {', '.join(splits) or 'none'}).")
@@ -91,7 +104,7 @@ def image_dataset(splits: dict[str, tuple[np.ndarray, np.ndarray]], *, num_class
         if images.shape[1:] != splits["train"][0].shape[1:]:
             raise ValueError(f"{name}: split '{split}' has images of shape {images.shape[1:]}, unlike 'train'.")
         if not np.issubdtype(images.dtype, np.integer) and not np.isfinite(images).all():
-            raise ValueError(f"{name}: split '{split}' holds pixels that are NaN or infinite.")
+            raise ValueError(f"{name}: split '{split}' has pixels that are NaN or infinite.")
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
                 f"{name}: split '{split}' has labels from {labels.min()} to {labels.max()}; expected 0 to "
@@ -100,7 +113,7 @@ def image_dataset(splits: dict[str, tuple[np.ndarray, np.ndarray]], *, num_class
     mean, std = _statistics(splits["train"][0], name)
     return ImageDataset(
         {
-            split: LabelledImages(jnp.asarray(_compact(images)), jnp.asarray(labels, jnp.int32))
+            split: LabeledImages(jnp.asarray(_compact(images)), jnp.asarray(labels, jnp.int32))
             for split, (images, labels) in splits.items()
         },
         num_classes,
@@ -123,14 +136,14 @@ def _statistics(train: np.ndarray, name: str) -> tuple[float | tuple[float, ...]
 def _channel_statistics(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if train.dtype != np.uint8:
         return train.mean((0, 1, 2), dtype=np.float64), train.std((0, 1, 2), dtype=np.float64)
-    # From histograms: they are exact, and no floating-point copy of the images is made.
+    # Histograms are exact, and unlike `train.std` they need no floating-point copy of the images.
     counts = np.zeros((train.shape[-1], 256), np.int64)
     for start in range(0, len(train), 1024):
         for channel, histogram in enumerate(counts):
             histogram += np.bincount(train[start : start + 1024, ..., channel].ravel(), minlength=256)
-    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
-    mean = share @ values
-    return mean, np.sqrt(np.sum(share * np.square(values - mean[:, None]), axis=1))
+    frequency, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
+    mean = frequency @ values
+    return mean, np.sqrt(np.sum(frequency * np.square(values - mean[:, None]), axis=1))
 
 
 def _compact(images: np.ndarray) -> np.ndarray:

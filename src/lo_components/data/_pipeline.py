@@ -1,4 +1,5 @@
 import abc
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ BatchT = TypeVar("BatchT", covariant=True)
 
 
 class AbstractBatchIterator(abc.ABC, Generic[BatchT]):
-    """Batches, one after the other, from a position that can be saved and restored."""
+    """An iterator over batches whose position can be saved and restored."""
 
     def __iter__(self) -> Iterator[BatchT]:
         return self
@@ -28,23 +29,30 @@ class AbstractBatchIterator(abc.ABC, Generic[BatchT]):
 
     @abc.abstractmethod
     def state(self) -> dict[str, int]:
-        """The position behind the batch that was returned last. It fits into JSON."""
+        """The position after the last batch returned.
+
+        **Returns:** a dictionary that can be stored as JSON.
+        """
 
     @abc.abstractmethod
     def restore(self, state: dict[str, int]) -> None:
-        """Go to a position: what follows is exactly what followed when it was saved.
+        """Continue from a saved position with exactly the batches that followed it.
 
-        Raises `ValueError` if it was saved by a pipeline that gives other batches.
+        **Arguments:**
+
+        - `state`: from `state()`.
+
+        Raises `ValueError` if `state` is from a pipeline with other batches.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """End threads and worker processes. Use `contextlib.closing` to have it called."""
+        """Stop threads and worker processes; `contextlib.closing` calls this."""
 
 
 @runtime_checkable
 class RandomAccess(Protocol):
-    """A length and examples by number."""
+    """A source with a length and examples by index."""
 
     def __len__(self) -> int: ...
 
@@ -63,27 +71,30 @@ def pipeline(
     num_workers: int = 0,
     read_ahead: int = 2,
 ) -> AbstractBatchIterator[PyTree[np.ndarray]]:
-    """Batches of NumPy arrays, prepared by Grain in a thread or in worker processes while the device computes.
+    """Stream batches that Grain prepares on the host, in a thread or in worker processes, while the device computes.
 
-    For data that does not fit on the device, or is decoded when it is read; what fits is better drawn there, by
-    [`lo_components.data.sample_batch`][]. Each example comes once per epoch, in an order that depends on `seed` and the
-    epoch alone, so the batches are the same with any number of workers. Needs Grain (extra `[data]`).
+    For data that does not fit on the device or is decoded on the fly; otherwise prefer
+    [`lo_components.data.sample_batch`][]. Each example appears once per epoch, in an order that depends only on `seed`
+    and the epoch, so batches do not depend on the number of workers. Needs Grain (extra `[data]`).
 
     **Arguments:**
 
-    - `source`: an `ImageDataset` gives normalized images and labels, a `TokenDataset` sequences. Anything else with a
-        length and examples by number, each an array or a tree of arrays, gives stacked examples.
-    - `batch_size`: examples in a batch.
-    - `seed`: for the order.
-    - `split`: of a data set, by default `"train"`. Other sources have none.
-    - `shuffle`: a new order in each epoch, or always the source's own.
-    - `repeat`: go on with the next epoch, in the middle of a batch if need be; or stop after one epoch, whose last
-        batch holds what is left.
-    - `num_workers`: processes that prepare batches. They are spawned, so a script needs
-        `if __name__ == "__main__":`, and each gets a copy of the source. 0 is one thread of this process.
-    - `read_ahead`: how many batches the thread, or each worker, prepares in advance.
+    - `source`: an `ImageDataset` (batches are normalized images and labels), a `TokenDataset` (sequences), or anything
+        with a length and examples by index, each an array or a tree of arrays (stacked examples).
+    - `batch_size`: the number of examples per batch.
+    - `seed`: the seed of the order.
+    - `split`: the split of a data set; `None` is `"train"`. Other sources have no splits.
+    - `shuffle`: whether to shuffle the examples anew for each epoch.
+    - `repeat`: whether to continue with the next epoch, possibly within a batch. If false, the iterator ends after one
+        epoch, and its last batch may be smaller.
+    - `num_workers`: the number of worker processes. They are spawned, so scripts need `if __name__ == "__main__":`, and
+        each has a copy of the source. With 0, a thread of this process prepares the batches.
+    - `read_ahead`: the number of batches that the thread, or each worker, prepares ahead of time.
 
-    Raises `ValueError` where an argument is out of range or the source is empty.
+    **Returns:** an iterator over batches of NumPy arrays.
+
+    Raises `ImportError` if Grain is not installed, `TypeError` if the source is a tuple or dictionary of arrays, and
+    `ValueError` if an argument is out of range, there is no such split or the source is empty.
     """
     if isinstance(source, tuple | dict):
         raise TypeError(
@@ -93,9 +104,9 @@ def pipeline(
     if not count:
         raise ValueError("`source` is empty.")
     limits = {"batch_size": (batch_size, 1), "seed": (seed, 0), "num_workers": (num_workers, 0)}
-    for name, (value, least) in {**limits, "read_ahead": (read_ahead, 1)}.items():
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    for name, (value, minimum) in {**limits, "read_ahead": (read_ahead, 1)}.items():
+        if value < minimum:
+            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
     return _Pipeline(_Batches(take, count, batch_size, seed, shuffle, repeat), num_workers, read_ahead)
 
 
@@ -103,7 +114,7 @@ Take = Callable[[np.ndarray], Any]
 
 
 def _examples(source: Any, split: str | None) -> tuple[int, Take]:
-    """How many examples there are, and how to get several by number. Partial applications can be sent to workers."""
+    """The number of examples, and a function that takes several by index and can be sent to worker processes."""
     if isinstance(source, ImageDataset):
         examples = one_split(source.splits, split or "train")
         images, labels = np.asarray(examples.images), np.asarray(examples.labels)
@@ -129,40 +140,43 @@ def _take_each(source: RandomAccess, index: np.ndarray) -> PyTree[np.ndarray]:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[source[i] for i in index.tolist()])
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Batches:
-    """Batches by number, for Grain to fetch.
+    """Batches by index, for Grain to fetch.
 
-    Grain could shuffle and batch too, but handles examples one by one, and then takes longer for each example than this
-    takes for a batch.
+    Grain's own shuffling and batching handle one example at a time and take 7 to 20 times as long for in-memory arrays
+    (`benchmarks/input.py`).
     """
 
-    def __init__(self, take: Take, count: int, batch_size: int, seed: int, shuffle: bool, repeat: bool):
-        self.settings = {
-            "examples": count,
-            "batch_size": batch_size,
-            "seed": seed,
-            "shuffle": int(shuffle),
-            "repeat": int(repeat),
-        }
-        self._take, self._count, self._batch_size, self._seed = take, count, batch_size, seed
-        self._shuffle, self._repeat = shuffle, repeat
-        self._last_order = (-1, np.zeros(0, np.int64))
+    take: Take
+    count: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    repeat: bool
+    _last_order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Everything that the batches depend on besides the examples."""
+        names = ("batch_size", "seed", "shuffle", "repeat")
+        return {"examples": self.count, **{name: int(getattr(self, name)) for name in names}}
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size if self._repeat else -(-self._count // self._batch_size)
+        return sys.maxsize // self.batch_size if self.repeat else -(-self.count // self.batch_size)
 
-    def __getitem__(self, number: int) -> Any:
-        start = number * self._batch_size
-        stop = start + self._batch_size if self._repeat else min(start + self._batch_size, self._count)
-        epochs, index = np.divmod(np.arange(start, stop), self._count)
-        if self._shuffle:
-            parts = [self._order(epoch)[index[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-            index = np.concatenate(parts)
-        return self._take(index)
+    def __getitem__(self, index: int) -> Any:
+        start = index * self.batch_size
+        stop = start + self.batch_size if self.repeat else min(start + self.batch_size, self.count)
+        epochs, examples = np.divmod(np.arange(start, stop), self.count)
+        if self.shuffle:
+            parts = [self._order(epoch)[examples[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+            examples = np.concatenate(parts)
+        return self.take(examples)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._last_order[0] != epoch:
-            self._last_order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._count)
+            self._last_order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
         return self._last_order[1]
 
 
@@ -171,7 +185,7 @@ class _Pipeline(AbstractBatchIterator):
         try:
             import grain
         except ImportError:
-            raise ImportError("Pipelines take Grain: `pip install lo-components[data]`.") from None
+            raise ImportError("`pipeline` needs Grain: `pip install lo-components[data]`.") from None
         self._grain = grain
         self._batches, self._num_workers, self._read_ahead = batches, num_workers, read_ahead
         self._position = 0
@@ -182,19 +196,19 @@ class _Pipeline(AbstractBatchIterator):
             self._iterator = self._start()
         batch = next(self._iterator)
         self._position += 1
-        # Workers hand over views of memory that they share, which is to be freed soon.
+        # Workers return views of shared memory that is freed soon.
         return jax.tree.map(np.array, batch) if self._num_workers else batch
 
     def state(self) -> dict[str, int]:
-        # Batches are a function of their number, so that is all there is to save, also with several workers.
+        # A batch depends only on its index, so the index is all there is to save, also with several workers.
         return {"batches": self._position, **self._batches.settings}
 
     def restore(self, state: dict[str, int]) -> None:
-        others = {name: value for name, value in state.items() if name != "batches"}
-        if others != self._batches.settings:
-            raise ValueError(f"The state is of another pipeline: {others}, not {self._batches.settings}.")
+        settings = {name: value for name, value in state.items() if name != "batches"}
+        if settings != self._batches.settings:
+            raise ValueError(f"`state` is from another pipeline: {settings}, not {self._batches.settings}.")
         if not 0 <= state.get("batches", -1) <= len(self._batches):
-            raise ValueError(f"The state has no valid number of batches: {state}.")
+            raise ValueError(f"`state` has no valid number of batches: {state}.")
         self.close()
         self._position = state["batches"]
 
@@ -204,19 +218,18 @@ class _Pipeline(AbstractBatchIterator):
             self._iterator = None
 
     def _start(self) -> Iterator[Any]:
-        grain, in_workers = self._grain, self._num_workers > 0
-        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._read_ahead)
-        if in_workers:
-            reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        dataset = grain.MapDataset.source(self._batches)[self._position :].to_iter_dataset(reading)
-        if in_workers:
-            _let_grain_read_its_flags()
-            options = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=self._read_ahead)
-            dataset = dataset.mp_prefetch(options)
-        return iter(dataset)
+        grain, batches = self._grain, self._grain.MapDataset.source(self._batches)[self._position :]
+        if not self._num_workers:
+            return iter(
+                batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._read_ahead))
+            )
+        _mark_flags_as_parsed()
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=self._read_ahead)
+        return iter(batches.mp_prefetch(workers))
 
 
-def _let_grain_read_its_flags() -> None:
+def _mark_flags_as_parsed() -> None:
     # Grain 0.2.18 reads a command-line flag that only `absl.app` parses (google/grain issue 1355).
     from absl import flags
 

@@ -1,4 +1,4 @@
-"""Colour images in rows, one channel after the other, and labels: the layout of CIFAR and downsampled ImageNet."""
+"""The row format of CIFAR and downsampled ImageNet: all red values of an image, then green, then blue."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ Batch = tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]
 
 
 def checked_batch(path: Path, data: Any, labels: Any, *, size: int, first: int, last: int) -> Batch:
-    """What a file claims to be images and labels, in rows and from `first` to `last`, as images and labels from 0."""
+    """Images `[n, size, size, 3]` and labels from 0, given rows and labels from `first` to `last` of any type."""
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
-        raise ValueError(f"`{path}`: `data` is not a matrix of bytes, one image in each row.")
+        raise ValueError(f"`{path}`: `data` is not a matrix of bytes with one image per row.")
     if data.shape[1] != 3 * size * size:
         raise ValueError(f"`{path}` has rows of {data.shape[1]} bytes; images of size {size} have {3 * size * size}.")
     if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**31 for label in labels):
@@ -26,7 +26,7 @@ def checked_batch(path: Path, data: Any, labels: Any, *, size: int, first: int, 
     return data.reshape(-1, 3, size, size).transpose(0, 2, 3, 1), labels.astype(np.int64) - first
 
 
-def joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The batches, one after the other."""
+def concatenate(batches: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    """One batch from several."""
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -18,36 +18,44 @@ def sample_batch(
     worker: Int[Array, ""] | None = None,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch ..."], Int[Array, " batch"]]:
-    """A batch drawn uniformly with replacement, on the device, normalized after the gather.
+    """Sample a batch uniformly with replacement, on the device; works under `jax.jit`.
 
     **Arguments:**
 
-    - `dataset`: the data set.
+    - `dataset`: the images.
     - `batch_size`: the number of examples.
-    - `split`: which split to draw from.
-    - `worker`: where training examples belong to workers, whose to draw; more workers than there are shards share them
-        in turn.
-    - `key`: for the draw.
+    - `split`: the split to sample from.
+    - `worker`: the worker whose shard of `"train"` to sample from, modulo the number of shards; ignored for other
+        splits and for data sets without shards.
+    - `key`: the PRNG key.
+
+    **Returns:** normalized images and their labels.
+
+    Raises `ValueError` if there is no such split.
     """
     shards = dataset.shards
     if worker is None or shards is None or split != "train":
         count = one_split(dataset.splits, split).labels.shape[0]
         return take_batch(dataset, _sample_index(count, batch_size, key), split=split)
     worker = worker % len(shards.count)
-    place = _sample_index(shards.count[worker].astype(jnp.uint32), batch_size, key).astype(jnp.int32)
-    return take_batch(dataset, shards.index[shards.start[worker] + place])
+    offset = _sample_index(shards.count[worker].astype(jnp.uint32), batch_size, key).astype(jnp.int32)
+    return take_batch(dataset, shards.index[shards.start[worker] + offset])
 
 
 def take_batch(
     dataset: ImageDataset, index: Integer[Array, " batch"], *, split: str = "train"
 ) -> tuple[Float[Array, "batch ..."], Int[Array, " batch"]]:
-    """The examples at the given places of a split, normalized.
+    """Take the examples at given indices.
 
     **Arguments:**
 
-    - `dataset`: the data set.
-    - `index`: places, from 0; beyond the end counts as the last.
-    - `split`: which split to take them from.
+    - `dataset`: the images.
+    - `index`: indices into the split; those beyond its end give the last example.
+    - `split`: the split to take from.
+
+    **Returns:** normalized images and their labels.
+
+    Raises `ValueError` if there is no such split.
     """
     examples = one_split(dataset.splits, split)
     return normalize(examples.images[index], dataset.mean, dataset.std), examples.labels[index]
@@ -56,28 +64,34 @@ def take_batch(
 def sample_tokens(
     dataset: TokenDataset, batch_size: int, *, split: str = "train", key: PRNGKeyArray
 ) -> Int[Array, "batch length"]:
-    """Sequences drawn uniformly with replacement, on the device.
+    """Sample sequences uniformly with replacement, on the device; works under `jax.jit`.
 
     **Arguments:**
 
-    - `dataset`: the data set.
+    - `dataset`: the encoded text.
     - `batch_size`: the number of sequences.
-    - `split`: which split to draw from.
-    - `key`: for the draw.
+    - `split`: the split to sample from.
+    - `key`: the PRNG key.
+
+    **Returns:** token ids.
+
+    Raises `ValueError` if there is no such split.
     """
     tokens = one_split(dataset.splits, split)
     return tokens[_sample_index(tokens.shape[0], batch_size, key)]
 
 
 def one_split(splits: dict[str, SplitT], split: str) -> SplitT:
-    """One of a data set's splits.
+    """Look up a split by name.
 
     **Arguments:**
 
-    - `splits`: by name.
-    - `split`: the name.
+    - `splits`: the splits of a data set.
+    - `split`: the name of one.
 
-    Raises `ValueError`, with the names there are, where there is no such split.
+    **Returns:** `splits[split]`.
+
+    Raises `ValueError`, listing the names, if there is no such split.
     """
     if split not in splits:
         raise ValueError(f"`split` must be one of {sorted(splits)}, got {split!r}.")
@@ -85,5 +99,5 @@ def one_split(splits: dict[str, SplitT], split: str) -> SplitT:
 
 
 def _sample_index(count: int | Integer[Array, ""], batch_size: int, key: PRNGKeyArray) -> Integer[Array, " batch"]:
-    # The remainder's bias, at most the set's size over 2**32, is far below what a batch could show.
+    # The modulo bias, at most `count / 2**32`, is negligible.
     return jax.random.bits(key, (batch_size,), "uint32") % jnp.uint32(count)

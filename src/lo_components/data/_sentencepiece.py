@@ -13,14 +13,14 @@ from .._types import typechecked
 from ._tokenizer import PAD_ID, AbstractTokenizer
 from ._tokens import lines
 
-_INSTALL = "SentencePiece tokenizers take the package sentencepiece: `pip install lo-components[data]`."
-_LONGEST = 2**14  # characters of a line that the trainer sees at once; it would leave out longer ones
+_INSTALL = "SentencePiece tokenizers need the package sentencepiece: `pip install lo-components[data]`."
+_MAX_LINE = 2**14  # characters; the trainer would skip longer lines, so they are cut
 
 
 class Tokenizer(AbstractTokenizer):
-    """A SentencePiece model. Made by `train_tokenizer` or `load_tokenizer`.
+    """A SentencePiece model, from `train_tokenizer` or `load_tokenizer`.
 
-    If the model does not have its padding at id 0, every id is its piece's plus one, so that 0 is padding here as well.
+    If padding is not id 0 in the model, all its ids are shifted by one, so that id 0 is padding here as well.
 
     ??? cite "Source"
         Kudo, Richardson, *SentencePiece* (arXiv 1808.06226).
@@ -31,20 +31,21 @@ class Tokenizer(AbstractTokenizer):
 
         - `model`: a serialized SentencePiece model.
 
-        Raises `ValueError` where it is not one, or has no piece for the end of a sentence.
+        Raises `ImportError` if sentencepiece is not installed, and `ValueError` if `model` is not a SentencePiece model
+        or has no end-of-sentence piece.
         """
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError:
             raise ImportError(_INSTALL) from None
         if not model:
-            raise ValueError("The model is empty.")
+            raise ValueError("The SentencePiece model is empty.")
         try:
             self._model = SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise ValueError("This is not a SentencePiece model.") from None
         if self._model.eos_id() < 0:
-            raise ValueError("The SentencePiece model has no piece for the end of a sentence.")
+            raise ValueError("The SentencePiece model has no end-of-sentence piece.")
         self._offset = 0 if self._model.pad_id() == PAD_ID else 1
         self._fingerprint = f"sentencepiece {hashlib.sha256(model).hexdigest()} + {self._offset}"
 
@@ -76,9 +77,16 @@ class Tokenizer(AbstractTokenizer):
 
 @typechecked
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The SentencePiece model in a file.
+    """Load a SentencePiece model.
 
-    Raises `FileNotFoundError` or `ValueError`, naming the file, where there is none.
+    **Arguments:**
+
+    - `path`: the model file, by convention `*.model`.
+
+    **Returns:** the tokenizer.
+
+    Raises `FileNotFoundError` if there is no such file, and `ValueError`, naming the file, if it is not a SentencePiece
+    model.
     """
     path = Path(path)
     model = path.read_bytes()
@@ -90,18 +98,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 @typechecked
 def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int = 32_000) -> Tokenizer:
-    """Train a SentencePiece unigram model and write it to a file.
+    """Train a SentencePiece unigram model and save it.
 
-    Id 0 is padding, 1 stands for what the vocabulary does not cover, 2 ends a sentence. The same texts give the same
-    model. Where they do not hold enough different pieces, the vocabulary is smaller than asked for, with a warning.
+    Id 0 is padding, 1 the unknown token and 2 the end of a sentence. Training is deterministic.
 
     **Arguments:**
 
-    - `texts`: documents, each split into its lines. A million lines are plenty: `itertools.islice` takes the first.
-    - `path`: the file, by convention `*.model`; replaced if it exists.
-    - `vocab_size`: ids in all.
+    - `texts`: documents; each line is a sentence. A million lines are plenty, so pass for instance
+        `itertools.islice(texts, 1_000_000)`.
+    - `path`: the file to write, by convention `*.model`; replaced if it exists.
+    - `vocab_size`: the number of ids. If the text supports only a smaller vocabulary, that is trained, with a warning.
 
-    Raises `ValueError` where there is no text, or `vocab_size` does not suffice for its characters.
+    **Returns:** the tokenizer.
+
+    Raises `ImportError` if sentencepiece is not installed, and `ValueError` if there is no text or `vocab_size` is too
+    small for its characters.
 
     ??? cite "Source"
         Kudo, *Subword Regularization* (arXiv 1804.10959).
@@ -121,7 +132,7 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int =
             model_writer=model,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            max_sentence_length=4 * _LONGEST,
+            max_sentence_length=4 * _MAX_LINE,
             pad_id=PAD_ID,
             unk_id=1,
             eos_id=2,
@@ -132,7 +143,7 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int =
         raise ValueError(f"A vocabulary of {vocab_size} cannot be trained on this text: {error}") from None
     tokenizer = Tokenizer(model.getvalue())
     if tokenizer.vocab_size < vocab_size:
-        message = f"The text has pieces for a vocabulary of {tokenizer.vocab_size} only, not {vocab_size}."
+        message = f"The text supports a vocabulary of only {tokenizer.vocab_size}, not {vocab_size}."
         warnings.warn(message, stacklevel=2)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,5 +155,5 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int =
 def _short_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for line in lines(text):
-            for start in range(0, len(line), _LONGEST):
-                yield line[start : start + _LONGEST]
+            for start in range(0, len(line), _MAX_LINE):
+                yield line[start : start + _MAX_LINE]

@@ -13,33 +13,35 @@ DatasetT = TypeVar("DatasetT", ImageDataset, TokenDataset)
 
 @typechecked
 def split_off(dataset: DatasetT, fractions: dict[str, float], *, seed: int = 0) -> DatasetT:
-    """Move disjoint random parts of `"train"` into splits of their own.
-
-    Inner training, its validation and the validation of meta-training then never share an example. Statistics stay
-    those of the data set that was given.
+    """Move random, disjoint parts of `"train"` to new splits, for instance to separate inner from outer validation.
 
     **Arguments:**
 
     - `dataset`: images or text.
-    - `fractions`: shares of `"train"` by the names of the new splits, for instance
-        `{"inner_valid": 0.1, "outer_valid": 0.1}`.
-    - `seed`: for the draw; the order of `fractions` has no influence.
+    - `fractions`: the fraction of `"train"` for each new split, for instance
+        `{"inner_valid": 0.1, "outer_valid": 0.1}`; the order does not matter.
+    - `seed`: the seed of the random partition.
 
-    Raises `ValueError` where a name is taken, a share is not between 0 and 1, nothing would be left of a split, or
-    examples belong to workers already.
+    **Returns:** the data set with the new splits and a smaller `"train"`. Images are still normalized by the mean and
+    standard deviation of the original training set.
+
+    Raises `ValueError` if a split of that name exists, a fraction is not between 0 and 1, a split would be empty, or
+    the training examples are already partitioned among workers.
     """
-    taken = sorted(fractions.keys() & dataset.splits.keys())
-    if taken:
-        raise ValueError(f"There is a split called {taken[0]!r} already.")
+    existing = sorted(fractions.keys() & dataset.splits.keys())
+    if existing:
+        raise ValueError(f"There is a split called {existing[0]!r} already.")
     if isinstance(dataset, ImageDataset) and dataset.shards is not None:
-        raise ValueError("Training examples belong to workers already: split off first, then call `dirichlet_shards`.")
-    if not all(0 < share < 1 for share in fractions.values()):
+        raise ValueError(
+            "The training examples are partitioned among workers: call `split_off` before `dirichlet_shards`."
+        )
+    if not all(0 < fraction < 1 for fraction in fractions.values()):
         raise ValueError(f"`fractions` must be between 0 and 1, got {fractions}.")
     train = dataset.splits["train"]
     total = len(jax.tree.leaves(train)[0])
     counts = {name: round(fractions[name] * total) for name in sorted(fractions)}
     if not all(counts.values()) or sum(counts.values()) >= total:
-        raise ValueError(f"Of {total} examples, {counts} cannot be split off.")
+        raise ValueError(f"`fractions` would split {total} examples into {counts} and leave a split empty.")
     parts = np.split(np.random.default_rng(seed).permutation(total), np.cumsum(list(counts.values())))
     splits = {
         name: jax.tree.map(lambda array, index=np.sort(index): array[index], train)

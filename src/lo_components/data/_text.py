@@ -15,13 +15,15 @@ _ARCHIVE = "1-billion-word-language-modeling-benchmark-r13output"
 
 @typechecked
 def read_lines(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
-    """The lines of text files, one file after the other, without their ends and without blank ones.
+    """Iterate over the lines of text files that are not blank.
 
     **Arguments:**
 
-    - `paths`: a file, a folder (its `*.txt` files, by name), or several files.
+    - `paths`: a file, a folder (its `*.txt` files in alphabetical order), or several files.
 
-    Raises `FileNotFoundError` or `ValueError`, naming the file, where there is none or it is not text in UTF-8.
+    **Returns:** an iterator over lines, without trailing white space.
+
+    Raises `FileNotFoundError` if a file is missing and `ValueError` if one is not UTF-8 text; both name it.
     """
     return _lines(_files(paths))
 
@@ -34,23 +36,27 @@ def text_files(
     length: int = 64,
     cache: str | Path | None = None,
 ) -> TokenDataset:
-    """Text files, each line a document, packed as by [`lo_components.data.text_dataset`][].
+    """Read text files with one document per line, packed as by [`lo_components.data.text_dataset`][].
 
     **Arguments:**
 
-    - `paths`: a file, a folder (its `*.txt` files, by name) or several files, of whose lines the last twentieth is the
-        split `"test"`; or a dictionary of such, by split.
+    - `paths`: a file, a folder (its `*.txt` files in alphabetical order) or several files, the last 5 % of whose lines
+        become the split `"test"`; or a dictionary from splits to any of these.
     - `tokenizer`: encodes the lines.
-    - `length`: tokens in a sequence.
-    - `cache`: a folder for the encoded text, one for each data set. It is made if there is none, and built again, with
-        a warning, if files, tokenizer or length have changed or it is damaged.
+    - `length`: tokens per sequence.
+    - `cache`: a folder for the encoded text of this data set, created if missing. The cache is rebuilt, with a warning,
+        if it is damaged or was written for other files, another tokenizer or another length.
 
-    Raises `FileNotFoundError` or `ValueError`, naming the file, where there is none, it is not text in UTF-8, or it
-    holds too little.
+    **Returns:** the encoded text.
+
+    Raises `FileNotFoundError` if a file is missing, and `ValueError` if one is not UTF-8 text or a split has too little
+    text for one sequence; both name the file.
     """
     if isinstance(paths, dict):
-        files = {split: _files(some) for split, some in paths.items()}
-        return _from_files(files, lambda: {s: _lines(some) for s, some in files.items()}, tokenizer, length, cache)
+        files = {split: _files(split_paths) for split, split_paths in paths.items()}
+        return _from_files(
+            files, lambda: {split: _lines(paths) for split, paths in files.items()}, tokenizer, length, cache
+        )
     files = {"all": _files(paths)}
     return _from_files(files, lambda: _hold_out(_lines(files["all"])), tokenizer, length, cache)
 
@@ -59,49 +65,55 @@ def text_files(
 def lm1b(
     folder: str | Path, tokenizer: AbstractTokenizer, *, length: int = 64, cache: str | Path | None = None
 ) -> TokenDataset:
-    """The One Billion Word Benchmark: shuffled sentences of news, packed as by [`lo_components.data.text_dataset`][].
-
-    The held-out shards are the split `"test"`. Where a folder has only training shards, or only held-out ones, the last
-    twentieth of them is.
+    """Read the One Billion Word Benchmark: shuffled news sentences, packed as by [`lo_components.data.text_dataset`][].
 
     **Arguments:**
 
-    - `folder`: holds `training-monolingual.tokenized.shuffled`, `heldout-monolingual.tokenized.shuffled` or both, as
-        published (or the archive's folder with these), or is one of the two.
+    - `folder`: contains `training-monolingual.tokenized.shuffled`, `heldout-monolingual.tokenized.shuffled` or both, or
+        the archive's folder; or is one of these.
     - `tokenizer`: encodes the sentences.
-    - `length`: tokens in a sequence.
+    - `length`: tokens per sequence.
     - `cache`: a folder for the encoded text, as in [`lo_components.data.text_files`][].
 
-    Raises `FileNotFoundError` or `ValueError`, naming the file, where there are no shards, one is not text in UTF-8, or
-    they hold too little.
+    **Returns:** the encoded text. The held-out shards become the split `"test"`; if there are only training or only
+    held-out shards, the last 5 % of them do.
+
+    Raises `FileNotFoundError` if there are fewer than two shards, and `ValueError`, naming the file, if one is not
+    UTF-8 text or a split has too little text for one sequence.
 
     ??? cite "Source"
         Chelba et al., *One Billion Word Benchmark* (arXiv 1312.3005).
     """
     folder = existing_folder(folder, "the shards of the One Billion Word Benchmark")
-    place = folder / _ARCHIVE if (folder / _ARCHIVE).is_dir() else folder
-    train = sorted(place.glob("training-monolingual.tokenized.shuffled/news.en*-of-*"))
-    test = sorted(place.glob("heldout-monolingual.tokenized.shuffled/news.en*-of-*"))
+    root = folder / _ARCHIVE if (folder / _ARCHIVE).is_dir() else folder
+    train = sorted(root.glob("training-monolingual.tokenized.shuffled/news.en*-of-*"))
+    test = sorted(root.glob("heldout-monolingual.tokenized.shuffled/news.en*-of-*"))
     if not (train and test):
-        shards = train or test or sorted(place.glob("news.en*-of-*"))
+        shards = train or test or sorted(root.glob("news.en*-of-*"))
         if len(shards) < 2:
             raise FileNotFoundError(f"`{folder}` has fewer than two shards `news.en*-of-*`.")
         held_out = max(1, len(shards) // 20)
         train, test = shards[:-held_out], shards[-held_out:]
     files = {"train": train, "test": test}
-    return _from_files(files, lambda: {s: _lines(some) for s, some in files.items()}, tokenizer, length, cache)
+    return _from_files(
+        files, lambda: {split: _lines(paths) for split, paths in files.items()}, tokenizer, length, cache
+    )
 
 
 @typechecked
 def python_docs(tokenizer: AbstractTokenizer = ByteTokenizer(), *, length: int = 64) -> TokenDataset:
-    """The language reference that comes with Python (`pydoc_data.topics`): half a million characters, no download.
+    """The language reference that is included in Python (`pydoc_data.topics`): half a million characters, no download.
 
-    The last twentieth of its lines is the split `"test"`. The text differs a little between versions of Python.
+    The text differs slightly between versions of Python.
 
     **Arguments:**
 
     - `tokenizer`: encodes the lines.
-    - `length`: tokens in a sequence.
+    - `length`: tokens per sequence.
+
+    **Returns:** the encoded text; the last 5 % of the lines are the split `"test"`.
+
+    Raises `ValueError` if `length` is below 2 or too large for one sequence per split.
     """
     from pydoc_data.topics import topics
 
@@ -116,14 +128,14 @@ def _from_files(
     length: int,
     cache: str | Path | None,
 ) -> TokenDataset:
-    def build() -> dict[str, Int[np.ndarray, "_ length"]]:
-        return pack(documents(), tokenizer, length, name=", ".join(f"`{p}`" for some in files.values() for p in some))
+    def encode() -> dict[str, Int[np.ndarray, "_ length"]]:
+        return pack(documents(), tokenizer, length, name=", ".join(f"`{p}`" for paths in files.values() for p in paths))
 
     if cache is None:
-        return token_dataset(build(), tokenizer)
-    contents = {split: [[p.name, p.stat().st_size, sha256(p)] for p in some] for split, some in files.items()}
+        return token_dataset(encode(), tokenizer)
+    contents = {split: [[p.name, p.stat().st_size, sha256(p)] for p in paths] for split, paths in files.items()}
     source = {"files": contents, "tokenizer": tokenizer.fingerprint, "length": length}
-    return token_dataset(cached(Path(cache), source, build), tokenizer)
+    return token_dataset(cached(Path(cache), source, encode), tokenizer)
 
 
 def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -146,15 +158,15 @@ def _lines(files: list[Path]) -> Iterator[str]:
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
                 except UnicodeDecodeError as error:
-                    raise ValueError(f"`{path}` is not text in UTF-8: line {number}, {error.reason}.") from None
+                    raise ValueError(f"`{path}` is not UTF-8 text: line {number}, {error.reason}.") from None
                 if "\0" in text:
-                    raise ValueError(f"`{path}` is not text in UTF-8: line {number} has a zero byte.")
+                    raise ValueError(f"`{path}` is not UTF-8 text: line {number} has a zero byte.")
                 if text:
                     yield text
 
 
 def _hold_out(documents: Iterable[str]) -> dict[str, Iterable[str]]:
-    """The last twentieth of the documents as `"test"`."""
+    """Make the last 5 % of the documents the split `"test"`."""
     documents = list(documents)
     end = len(documents) - max(1, len(documents) // 20)
     return {"train": documents[:end], "test": documents[end:]}

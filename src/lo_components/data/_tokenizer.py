@@ -8,34 +8,48 @@ PAD_ID = 0
 
 
 class AbstractTokenizer(abc.ABC):
-    """Text to integers and back. Id 0 is padding and never stands for text: losses leave it out."""
+    """Maps text to token ids and back. Id 0 is padding: it never stands for text, and losses ignore it."""
 
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """How many ids there are, padding included."""
+        """The number of ids, padding included."""
 
     @property
     @abc.abstractmethod
     def end_id(self) -> int:
-        """The id that is put behind each document."""
+        """The id appended to each document."""
 
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """The same for two tokenizers only if they give the same ids: caches of encoded text carry it."""
+        """Text that is equal only for tokenizers that give the same ids; stored with cached tokens."""
 
     @abc.abstractmethod
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, all in `[1, vocab_size)`, without `end_id`."""
+        """Encode documents.
+
+        **Arguments:**
+
+        - `texts`: the documents.
+
+        **Returns:** the ids of each document, all in `[1, vocab_size)`, without `end_id`.
+        """
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | Int[Array | np.ndarray, " length"]) -> str:
-        """The text of the ids, with a line for each document; padding counts for nothing."""
+        """Decode a sequence.
+
+        **Arguments:**
+
+        - `ids`: token ids, possibly of several documents; padding is skipped.
+
+        **Returns:** the text, with one line per document.
+        """
 
 
 class ByteTokenizer(AbstractTokenizer):
-    """The bytes of UTF-8 text, each plus one: 257 ids. A newline ends a document. Needs no file and no package."""
+    """The bytes of UTF-8 text plus one: 257 ids. A newline ends each document. Needs no training and no package."""
 
     @property
     def vocab_size(self) -> int:

@@ -11,13 +11,13 @@ from ._tokenizer import PAD_ID, AbstractTokenizer
 
 
 class TokenDataset(eqx.Module):
-    """Named splits of encoded text, in sequences of one length.
+    """Encoded text in named splits, as sequences of equal length.
 
     **Arguments:**
 
-    - `splits`: at least `"train"`; ids in `[0, vocab_size)`.
+    - `splits`: by name, `"train"` at least; ids are in `[0, vocab_size)`.
     - `vocab_size`: the number of ids.
-    - `pad_id`: the id that is no text and counts in no loss.
+    - `pad_id`: the id of padding, which losses ignore; `None` if there is none.
     """
 
     splits: dict[str, Int[Array, "_ length"]]
@@ -26,7 +26,7 @@ class TokenDataset(eqx.Module):
 
     @property
     def length(self) -> int:
-        """How many tokens a sequence has."""
+        """The number of tokens per sequence."""
         return self.splits["train"].shape[1]
 
 
@@ -34,37 +34,40 @@ class TokenDataset(eqx.Module):
 def text_dataset(
     texts: dict[str, Iterable[str] | str], tokenizer: AbstractTokenizer, *, length: int = 64
 ) -> TokenDataset:
-    """Encode documents and pack them into sequences: one after the other, each with `end_id` behind it, cut every
-    `length` tokens. What does not fill a last sequence is left out, so there is no padding.
+    """Encode documents and pack them into sequences of equal length.
 
-    A language model that predicts each token from those before it makes `length - 1` predictions for a sequence.
+    The documents of a split are concatenated, each followed by `end_id`, and cut every `length` tokens. An incomplete
+    last sequence is dropped, so there is no padding. A language model makes `length - 1` predictions per sequence.
 
     **Arguments:**
 
-    - `texts`: by split, `"train"` among them, the documents; or one string, of which each line is a document.
+    - `texts`: by split, `"train"` among them: the documents, or one string with a document per line.
     - `tokenizer`: for instance [`lo_components.data.ByteTokenizer`][].
-    - `length`: tokens in a sequence.
+    - `length`: tokens per sequence.
 
-    Raises `ValueError` where a split has too little text for one sequence.
+    **Returns:** the encoded text.
+
+    Raises `ValueError` if `"train"` is missing, `length` is below 2, the tokenizer gives ids out of range, or a split
+    has too little text for one sequence.
     """
     documents = {split: lines(text) if isinstance(text, str) else text for split, text in texts.items()}
     return token_dataset(pack(documents, tokenizer, length, name="The text"), tokenizer)
 
 
 def lines(text: str) -> Iterator[str]:
-    """The lines of a text that are not blank, without their ends."""
+    """The lines of a text that are not blank, without trailing white space."""
     return filter(None, (line.rstrip() for line in text.split("\n")))
 
 
 def token_dataset(splits: dict[str, Int[np.ndarray, "_ length"]], tokenizer: AbstractTokenizer) -> TokenDataset:
-    """Packed sequences as a data set."""
+    """Make packed sequences a data set."""
     return TokenDataset({split: jnp.asarray(tokens) for split, tokens in splits.items()}, tokenizer.vocab_size)
 
 
 def pack(
     documents: dict[str, Iterable[str]], tokenizer: AbstractTokenizer, length: int, *, name: str
 ) -> dict[str, Int[np.ndarray, "_ length"]]:
-    """The packed sequences of each split; `name` is what error messages call the text."""
+    """The packed sequences of each split; `name` is the name of the text in error messages."""
     if "train" not in documents:
         raise ValueError(f"{name}: there is no split called 'train' (found: {', '.join(documents) or 'none'}).")
     if length < 2:
@@ -79,10 +82,10 @@ def pack(
 
 
 def _encode(texts: Iterable[str], tokenizer: AbstractTokenizer) -> Iterator[np.ndarray]:
-    """The ids of the documents, some thousand at a time: lists of Python numbers take ten times the memory."""
-    texts, end = iter(texts), tokenizer.end_id
-    while some := list(itertools.islice(texts, 4096)):
-        tokens = np.array([i for ids in tokenizer.encode(some) for i in (*ids, end)], np.int64)
+    """The ids of the documents in chunks: as lists of Python integers, all of them would take ten times the memory."""
+    texts, end_id = iter(texts), tokenizer.end_id
+    while chunk := list(itertools.islice(texts, 4096)):
+        tokens = np.array([i for ids in tokenizer.encode(chunk) for i in (*ids, end_id)], np.int64)
         if tokens.min() < 1 or tokens.max() >= tokenizer.vocab_size:
-            raise ValueError(f"The tokenizer gave ids outside of 1 to {tokenizer.vocab_size - 1}.")
+            raise ValueError(f"The tokenizer gave ids that are not from 1 to {tokenizer.vocab_size - 1}.")
         yield tokens.astype(np.int32)
