@@ -458,7 +458,7 @@ def test_any_optax_transformation_takes_local_steps_and_nothing_else_does():
 
 def test_learners_of_the_other_kind_are_refused_by_name():
     # The types are checked in all tests, before the message that users see.
-    with pytest.raises(TypeError, match="(?s)learner.*SGD"):
+    with pytest.raises(TypeError, match="(?s)learner.*OptaxOptimizer"):
         LocalRound(2, 1).init(SGD(0.1), jnp.zeros(2))
     with pytest.raises(TypeError, match="(?s)learner.*Mean"):
         GradientStep().init(Mean(), jnp.zeros(2))

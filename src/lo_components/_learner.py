@@ -4,6 +4,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 # An optimizer or an aggregator.
@@ -42,7 +43,7 @@ def partition(learner: LearnerT) -> tuple[LearnerT, LearnerT]:
 
 def with_constants(tree: PyTree) -> PyTree:
     """The tree with every array wrapped as a `Constant`."""
-    return jax.tree.map(lambda x: Constant(x) if eqx.is_array(x) else x, tree, is_leaf=_is_constant)
+    return jax.tree.map(lambda x: Constant(jnp.asarray(x)) if eqx.is_array(x) else x, tree, is_leaf=_is_constant)
 
 
 def values(tree: PyTree) -> PyTree:
