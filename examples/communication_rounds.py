@@ -25,7 +25,7 @@ import optax
 
 import lo_components as loc
 from lo_components.aggregators import Mean, OuterOptimizer, SlowMo
-from lo_components.optimizers import SGD, Adam, Scaled
+from lo_components.optimizers import SGD, Adam
 from lo_components.parametrization import SP, MuP
 from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, TruncatedUnroll
 

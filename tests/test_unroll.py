@@ -145,7 +145,7 @@ def test_a_gradient_step_applies_the_tasks_scales_around_the_learner():
     task = Quadratic(params, widths=width, parametrization=MuP())
     loss, after, _ = GradientStep().step(SGD(0.5), task, params, SGD(0.5).init(params), horizon, key=key)
     np.testing.assert_allclose(loss, 0.5 * np.sum(START**2), rtol=1e-6)
-    np.testing.assert_allclose(after, START - 0.25 * 0.5 * START, rtol=1e-6)
+    np.testing.assert_allclose(after, START - 0.5 * 0.5 * START, rtol=1e-6)
     scaled = Scaled(SGD(0.5), 0.5)
     _, same, _ = GradientStep().step(scaled, Quadratic(params), params, scaled.init(params), horizon, key=key)
     np.testing.assert_array_equal(after, same)
