@@ -17,6 +17,7 @@ from . import sharding as sharding
 from . import steps as steps
 from . import tasks as tasks
 from . import unroll as unroll
+from . import weights as weights
 from .accumulators import AbstractAccumulator as AbstractAccumulator
 from .aggregators import AbstractAggregator as AbstractAggregator
 from .aggregators import LearnedAggregator as LearnedAggregator
