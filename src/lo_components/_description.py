@@ -18,6 +18,10 @@ PACKAGE = __name__.partition(".")[0]
 # The key under which the metadata of a file hold the description of its learner.
 RESERVED = "lo_components"
 
+_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16")
+_DTYPES += ("float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz")
+_DTYPES += ("float8_e5m2fnuz",)
+
 
 def is_array(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
@@ -86,7 +90,11 @@ def describe(
             if name in arrays:
                 raise ValueError(f"two arrays are called `{name}`; rename a dictionary key")
             arrays[name] = node
-            return {"key": key_impl(node)} if is_key(node) else {"array": _kind(node)}
+            return (
+                {"key": key_impl(node)}
+                if is_key(node)
+                else {"array": "numpy" if isinstance(node, np.ndarray) else "jax"}
+            )
         if node is None or type(node) in (bool, int, str):
             return node
         if type(node) is float:
@@ -101,8 +109,8 @@ def describe(
             names = [f.name for f in dataclasses.fields(node) if not (_is_preset(f) and f.name not in vars(node))]
             fields = {field: at(_join(name, field), getattr(node, field)) for field in names}
             return {"class": class_name(type(node)), "fields": fields}
-        if (dtype := _as_dtype(node)) is not None:
-            return {"dtype": dtype.name}
+        if (dtype := _dtype_name(node)) is not None:
+            return {"dtype": dtype}
         function = next((name for name, value in _functions().items() if value is node), None)
         return otherwise(name, node) if function is None else {"function": function}
 
@@ -146,8 +154,8 @@ def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, ty
                 return {key: at(_join(name, key), value) for key, value in pairs}
             case {"function": str(function)} if function in _functions():
                 return _functions()[function]
-            case {"dtype": str(dtype)}:
-                return _dtype(name, dtype)
+            case {"dtype": str(dtype)} if dtype in _DTYPES:
+                return np.dtype(dtype)
         raise ValueError(f"describes `{name}` as {reprlib.repr(node)}, which has no meaning in this version")
 
     def taken(name: str) -> np.ndarray:
@@ -242,10 +250,6 @@ def _is_preset(field: dataclasses.Field) -> bool:
     return not field.init and field.default is not dataclasses.MISSING
 
 
-def _kind(array: Any) -> str:
-    return "numpy" if isinstance(array, np.ndarray) else "jax"
-
-
 def _are_items(pairs: list) -> bool:
     if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, str) for pair in pairs):
         return False
@@ -259,25 +263,13 @@ def _to_key(name: str, impl: str, data: np.ndarray) -> jax.Array:
         raise ValueError(f"holds no key of kind {reprlib.repr(impl)} at `{name}`") from None
 
 
-def _as_dtype(node: Any) -> np.dtype | None:
-    """The dtype that `np.float32`, `jnp.float32` or a `np.dtype` stands for."""
-    if isinstance(node, type):
-        node = np.dtype(node) if issubclass(node, np.generic) else getattr(node, "dtype", None)
-    return node if isinstance(node, np.dtype) and _is_numeric(node) else None
-
-
-def _dtype(name: str, text: str) -> np.dtype:
-    try:
-        dtype = np.dtype(text)
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.name != text or not _is_numeric(dtype):
-        raise ValueError(f"has an unknown dtype at `{name}` ({reprlib.repr(text)})")
-    return dtype
-
-
-def _is_numeric(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+def _dtype_name(node: Any) -> str | None:
+    """The name of a dtype, or of a class that stands for one, such as `np.float32` or `jnp.float32`."""
+    for name in _DTYPES:
+        dtype = np.dtype(name)
+        if node is dtype.type or node is getattr(jnp, name, None) or (isinstance(node, np.dtype) and node == dtype):
+            return name
+    return None
 
 
 def _way_out(class_name: str) -> str:

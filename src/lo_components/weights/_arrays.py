@@ -90,12 +90,20 @@ def _refuse_other_constants(path: str | Path, description: Any, like: Any) -> No
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"`{path}` cannot be compared with `like` ({error}).") from None
     if differing:
-        words = [f"{f'`{name}`' if name else 'it'} is {there[name]} there, {here[name]} here" for name in differing[:3]]
+        words = [
+            f"{f'`{name}`' if name else 'it'} is {_short(there[name])} there, {_short(here[name])} here"
+            for name in differing[:3]
+        ]
         more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
         raise CheckpointError(
             f"`{path}` belongs to something else ({'; '.join([*words, *more])}): change `like`, or use `load(path)`, "
             "which needs none."
         )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _with_pipelines(arrays: dict[str, np.ndarray], expected: set[str]) -> dict[str, np.ndarray]:
