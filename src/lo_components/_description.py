@@ -90,11 +90,9 @@ def describe(
             if name in arrays:
                 raise ValueError(f"two arrays are called `{name}`; rename a dictionary key")
             arrays[name] = node
-            return (
-                {"key": key_impl(node)}
-                if is_key(node)
-                else {"array": "numpy" if isinstance(node, np.ndarray) else "jax"}
-            )
+            if is_key(node):
+                return {"key": key_impl(node)}
+            return {"array": "numpy" if isinstance(node, np.ndarray) else "jax"}
         if node is None or type(node) in (bool, int, str):
             return node
         if type(node) is float:
