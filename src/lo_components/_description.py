@@ -18,6 +18,8 @@ PACKAGE = __name__.partition(".")[0]
 # The key under which the metadata of a file hold the description of its learner.
 RESERVED = "lo_components"
 
+# The types of a dictionary's keys: JAX sorts them, so they must be of one type.
+_KEYS = (set(), {int}, {str})
 _DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16")
 _DTYPES += ("float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz")
 _DTYPES += ("float8_e5m2fnuz",)
@@ -100,7 +102,7 @@ def describe(
         if isinstance(node, list | tuple) and type(node) in (list, tuple):
             items = [at(_join(name, i), item) for i, item in enumerate(node)]
             return items if type(node) is list else {"tuple": items}
-        if type(node) is dict and all(type(key) in (int, str) for key in node):
+        if type(node) is dict and {type(key) for key in node} in _KEYS:
             return {"dict": [[key, at(_join(name, key), value)] for key, value in node.items()]}
         if dataclasses.is_dataclass(node) and not isinstance(node, type):
             classes.add(type(node))
@@ -249,9 +251,10 @@ def _is_preset(field: dataclasses.Field) -> bool:
 
 
 def _are_items(pairs: list) -> bool:
-    if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (int, str) for pair in pairs):
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return False
-    return len({key for key, _ in pairs}) == len(pairs)
+    keys = [key for key, _ in pairs]
+    return {type(key) for key in keys} in _KEYS and len(set(keys)) == len(keys)
 
 
 def _to_key(name: str, impl: str, data: np.ndarray) -> jax.Array:
