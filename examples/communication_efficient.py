@@ -96,7 +96,7 @@ def main(
     loss = make_loss(static)
 
     # Around each: a worker that sends a hundredfold delta, or one that is not finite, is left out.
-    learned, _ = loc.interop.load_arrays(weights, loc.recipes.lopt_a(key=key))
+    learned, _ = loc.weights.load_arrays(weights, loc.recipes.lopt_a(key=key))
     aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "LOpt-A": learned}
     aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
     optimizer = optax.sgd(RATE)

@@ -241,7 +241,7 @@ def main(
         task = make_task(LOCAL_BATCH)
         aggregators[name] = meta_train(name, recipes[name](), task, folder, stages, pairs, window, horizon)
         file = folder / f"{name.lower().replace(' ', '-')}.safetensors"
-        loc.interop.save_arrays(file, aggregators[name], metadata={"name": name, **card})
+        loc.weights.save(file, aggregators[name], card={"name": name, **card})
     curves = {}
     for panel, make in tasks.items():
         same, differing = panel == "as in meta-training", PANELS[panel][1]

@@ -45,12 +45,10 @@ def make_task(model: str, norm: str, parametrization, base_width: int | None):
     }[model]
 
 
-def make_optimizer(name: str, weights: Path | None, hidden_size: int) -> optax.GradientTransformation:
+def make_optimizer(name: str, weights: Path | None) -> optax.GradientTransformation:
     if name == "mulo":
-        learned = loc.recipes.small_fc_lopt(hidden_size=hidden_size, step_mult=1e-2, key=jax.random.key(0))
-        if weights is not None:
-            learned, _ = loc.interop.load_arrays(weights, learned)
-        return loc.optimizers.as_optax(learned)
+        random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
+        return loc.optimizers.as_optax(random if weights is None else loc.weights.load(weights))
     # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
     return optax.adam(RATES["adam"], eps=1e-15) if name == "adam" else optax.sgd(RATES["sgd"])
 
@@ -59,7 +57,6 @@ def main(
     model: str = "mlp",
     optimizers: tuple[str, ...] = ("adam",),
     weights: Path | None = None,
-    hidden_size: int = 4,
     widths: tuple[int, ...] = (64, 128, 256, 512),
     num_seeds: int = 3,
     norm: str = "group",
@@ -75,7 +72,7 @@ def main(
         for name, parametrization in (("SP", SP()), ("muP", MuP())):
             checks[f"{name}, {optimizer}"] = check = loc.tasks.coordinate_check(
                 make_task(model, norm, parametrization, base_width),
-                make_optimizer(optimizer, weights, hidden_size),
+                make_optimizer(optimizer, weights),
                 widths=widths,
                 num_steps=steps,
                 num_seeds=1 if smoke else num_seeds,
@@ -94,7 +91,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=("mlp", "cnn", "resnet", "vit", "transformer"), default="mlp")
     parser.add_argument("--optimizers", choices=tuple(RATES), nargs="+", default=("adam",))
     parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
-    parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))
     parser.add_argument("--num-seeds", type=int, default=3)
     parser.add_argument("--norm", choices=("group", "batch"), default="group", help="of the ResNet (default: group)")

@@ -168,8 +168,8 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
     if curves.exists():
         print(f"This run is finished; its results are read from `{folder.path}` and drawn again.")
         try:
-            loaded, seconds = loc.interop.load_arrays(curves, expected_results(settings))
-        except loc.interop.CheckpointError as error:
+            loaded, seconds = loc.weights.load_arrays(curves, expected_results(settings))
+        except loc.weights.CheckpointError as error:
             raise ValueError(f"{error} Delete it to repeat the meta-tests; the meta-trained optimizers stay.") from None
         # Dictionaries come back with sorted keys.
         results = {width: {name: loaded[width][name] for name in NAMES} for width in settings.widths}
@@ -180,13 +180,13 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
                 optimizers[name] = meta_train(
                     settings, dataset, name, parametrization, step_mult, folder.path / name.lower()
                 )
-            # To use it elsewhere: `loc.interop.load_arrays(path, recipe)` puts them into a recipe of its settings.
-            loc.interop.save_arrays(folder.path / f"{name.lower()}.safetensors", optimizers[name])
+            # To use it elsewhere: `loc.weights.load(path)`.
+            loc.weights.save(folder.path / f"{name.lower()}.safetensors", optimizers[name])
         for width in settings.widths:
             with timed(f"meta-test width {width}"):
                 results[width] = meta_test(settings, dataset, width, optimizers)
             print(f"tested at width {width} in {seconds[f'meta-test width {width}']:.0f} s", flush=True)
-        loc.interop.save_arrays(curves, results, metadata=seconds)
+        loc.weights.save_arrays(curves, results, metadata=seconds)
     print(f"\nTraining loss, median of {settings.seeds} seeds (lowest to highest):\n\n{table(settings, results)}\n")
     print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()))
     print(f"picture: {draw(settings, results, folder.path)}")

@@ -73,7 +73,6 @@ def make_tasks(
 
 def main(
     weights: Path | None = None,
-    hidden_size: int = 4,
     fashion_mnist: Path | None = None,
     cifar10: Path | None = None,
     text: Path | None = None,
@@ -83,9 +82,8 @@ def main(
     learning_rate: float = 1e-2,
     smoke: bool = False,
 ) -> None:
-    learned = loc.recipes.small_fc_lopt(hidden_size=hidden_size, step_mult=1e-2, key=jax.random.key(0))
-    if weights is not None:
-        learned, _ = loc.interop.load_arrays(weights, learned)
+    random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
+    learned = random if weights is None else loc.weights.load(weights)
     optimizers = {"muAdam": Adam(learning_rate), "muLO" if weights else "muLO (random weights)": learned}
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
@@ -106,7 +104,6 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="the learned optimizer's weights; by default they are random")
-    parser.add_argument("--hidden-size", type=int, default=4, help="of the learned optimizer (default: 4)")
     parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's idx files")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's python batches")
     parser.add_argument("--text", type=Path, help="folder with text files, one document a line")

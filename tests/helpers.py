@@ -62,9 +62,9 @@ def load_golden(name: str) -> dict:
     }
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
+def run_python(code: str, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run `code` in a fresh interpreter: no import hook, nothing imported yet."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
 
 
 def refusals(attempts):

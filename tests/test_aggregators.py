@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
-from lo_components import aggregators, heads, interop, meta, recipes, sharding, tasks
+from lo_components import aggregators, heads, meta, recipes, sharding, tasks
 from lo_components.aggregators import (
     AbstractMaskedAggregator,
     LearnedAggregator,
@@ -513,7 +513,7 @@ def test_the_examples_weights_train_what_they_have_not_seen(name, getkey):
         "pooled LAgg-A": lambda: recipes.pooled_lagg_a(key=getkey()),
     }[name]
     file = Path(__file__).parents[1] / "examples" / "weights" / f"{name.lower().replace(' ', '-')}.safetensors"
-    aggregator, card = interop.load_arrays(file, recipe())
+    aggregator, card = weights.load_arrays(file, recipe())
     assert (card["name"], card["hidden_size"], card["workers"]) == (name, 32, 8)
     task = tasks.LinearRegression(jnp.ones(4), jnp.ones(4))
     found = meta.evaluate(task, aggregator, 60, inner_step=LocalRound(8, 4, SGD(0.01)), num_seeds=1, key=getkey())

@@ -21,7 +21,6 @@ import safetensors.numpy
 from meta_helpers import START, Drift, Given, assert_identical, quadratic_unroll
 
 from lo_components.estimators import PES, Difference, SignOfDifference
-from lo_components.interop import CheckpointError, load_arrays, save_arrays
 from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init_meta_state, meta_train, read_log
 from lo_components.meta._checkpoints import DurableRun
 from lo_components.meta._constants import constants
@@ -30,6 +29,7 @@ from lo_components.parametrization import MuP
 from lo_components.sharding import ParticleSharded, make_mesh
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+from lo_components.weights import CheckpointError, load_arrays, save_arrays
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -311,6 +311,8 @@ def test_long_sequences_count_by_their_length():
     assert named == {
         "learner": "SGD",
         "learner/learning_rate": "0.1",
+        "estimator": "keys names, pieces, table, key",
+        "estimator/names": "2 entries",
         "estimator/names/0": "a",
         "estimator/names/1": "b",
         "estimator/pieces": "1000 entries",

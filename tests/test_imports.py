@@ -9,8 +9,8 @@ from helpers import SOURCE, run_python
 
 # Each package may import those of the lines above it, and itself.
 LAYERS = [
-    {"_atomic", "_tree", "_types"},
-    {"accumulators", "parametrization", "data"},
+    {"_atomic", "_description", "_tree", "_types"},
+    {"accumulators", "parametrization", "data", "weights"},
     {"features", "nn"},
     {"heads", "steps", "tasks"},
     {"optimizers"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"meta", "plots"},
     {"sharding"},
 ]
-SHARED = {"_atomic", "_tree", "_types"}
+SHARED = {"_atomic", "_description", "_tree", "_types"}
 
 
 def _imports(path):

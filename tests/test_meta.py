@@ -27,7 +27,6 @@ from meta_helpers import (
 
 from lo_components.aggregators import Mean
 from lo_components.estimators import PES
-from lo_components.interop import CheckpointError, load_arrays, save_arrays
 from lo_components.meta import (
     Checkpoints,
     Evaluation,
@@ -46,6 +45,7 @@ from lo_components.meta import (
 from lo_components.optimizers import SGD, Adam
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
+from lo_components.weights import CheckpointError, load_arrays, save_arrays
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -18,6 +18,7 @@ from . import sharding as sharding
 from . import steps as steps
 from . import tasks as tasks
 from . import unroll as unroll
+from . import weights as weights
 from ._learner import Constant as Constant
 from ._learner import Learner as Learner
 from ._learner import theta as theta

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from .._atomic import remove_temporaries
-from ..interop import CheckpointError, load_arrays, save_arrays
+from .._description import RESERVED, origin, version
+from ..weights import CheckpointError, load_arrays, save_arrays
 from ._processes import by_first, from_first, is_first, placed_like, to_host
 from ._run_folder import RunFolder
 from ._trainer import MetaState
@@ -132,7 +133,7 @@ class DurableRun:
         for loss in to_host(self._losses):
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []
-        metadata: dict[str, Any] = {"step": step, "config": self._folder.config}
+        metadata: dict[str, Any] = {"step": step, "config": self._folder.config, RESERVED: _origin(state)}
         # The last one, and one that SIGTERM asked for, have fewer losses behind them, so they do not compete.
         metadata["loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
@@ -158,6 +159,14 @@ class DurableRun:
         write, self._write = self._write, None
         if write is not None:
             write.result()
+
+
+def _origin(state: MetaState) -> dict[str, Any]:
+    """What `weights.load` needs to know of the learner, or why it cannot be told."""
+    try:
+        return origin(state.learner, prefix="learner/")[0]
+    except ValueError as error:
+        return {"version": version(), "refused": str(error)}
 
 
 def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[str, Any]] | None:

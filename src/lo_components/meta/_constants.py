@@ -1,13 +1,14 @@
-"""What a run is made with and does not learn: the constants of its learner and its estimator, by name."""
+"""The constants of a run's learner and estimator, by name."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+
+from .. import _description
 
 # A longer sequence of numbers is data.
 _LONGEST = 64
@@ -16,50 +17,33 @@ _LONGEST = 64
 def constants(learner: Any, estimator: Any) -> dict[str, str]:
     """Numbers, names of classes and shapes of arrays, as text.
 
-    Arrays of the learner are learned, so they are left out; of the estimator's, scalars count by their value and others
-    by their shape. Functions cannot be compared, so one is like another. A module that holds a mesh only says where
-    arrays lie: what it wraps stands in its place.
+    Arrays of the learner are learned, so they are left out; scalar arrays of the estimator count by their value, others
+    by their shape. Functions without a public name cannot be compared, so one is like another. A module that holds a
+    mesh only says where arrays lie, so it is skipped in favor of the one that it wraps.
     """
-    found = {name: node for name, node in _walk("learner", learner) if not _is_array(node)}
-    return {name: _text(node) for name, node in [*found.items(), *_walk("estimator", estimator)]}
+    found = {}
+    for name, part in {"learner": learner, "estimator": estimator}.items():
+        description, arrays, _ = _description.describe(part, before=_simplified, otherwise=_description.in_words)
+        found |= {key: str(value) for key, value in _description.constants(description, name)}
+        if name == "estimator":
+            found |= {f"{name}/{key}": _text(array) for key, array in arrays.items()}
+    return found
 
 
-def _walk(name: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Arrays and what is already a text, by name."""
-    if _is_array(node):
-        yield name, node
-    elif node is None or isinstance(node, bool | int | float | complex | str):
-        yield name, str(node)
-    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
-        fields = {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
-        if any(isinstance(value, Mesh) for value in fields.values()):
-            for value in fields.values():
-                if dataclasses.is_dataclass(value):
-                    yield from _walk(name, value)
-            return
-        yield name, type(node).__name__
-        for field, value in fields.items():
-            yield from _walk(f"{name}/{field}", value)
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _walk(f"{name}/{key}", value)
-    elif isinstance(node, list | tuple):
-        if len(node) > _LONGEST:
-            yield name, f"{len(node)} entries"
-        else:
-            for i, value in enumerate(node):
-                yield from _walk(f"{name}/{i}", value)
-    elif callable(node):
-        yield name, "a function"
+def _simplified(node: Any) -> Any:
+    if isinstance(node, list | tuple) and len(node) > _LONGEST:
+        return f"{len(node)} entries"
+    if isinstance(node, np.generic):
+        return node.item()
+    while dataclasses.is_dataclass(node):
+        values = [getattr(node, field.name, None) for field in dataclasses.fields(node)]
+        if not any(isinstance(value, Mesh) for value in values):
+            break
+        node = next((value for value in values if dataclasses.is_dataclass(value)), None)
+    return node
 
 
-def _is_array(node: Any) -> bool:
-    return isinstance(node, jax.Array | np.ndarray | np.generic)
-
-
-def _text(node: Any) -> str:
-    if not _is_array(node):
-        return node
-    if node.ndim or jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
-        return f"{node.dtype}{list(node.shape)}"
-    return str(np.asarray(node))
+def _text(array: Any) -> str:
+    if array.ndim or jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return f"{array.dtype}{list(array.shape)}"
+    return str(np.asarray(array))
