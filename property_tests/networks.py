@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from lo_components import recipes, tasks
+from lo_components import meta, recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
 from lo_components.nn import CNN, MLP, Conv, Linear, ResNet, TransformerLM, ViT
 from lo_components.optimizers import SGD, AbstractOptimizer, Adam, StepContext
@@ -128,14 +128,12 @@ def coordinate_check(
     num_steps: int,
     num_seeds: int,
     **sizes,
-) -> tasks.CoordinateCheck:
+) -> meta.CoordinateCheck:
     """The library's coordinate check, at the base width `widths[0]`."""
-    # Bound methods are pytrees, so that their optimizer's arrays are arguments of what is compiled.
-    transformation = optax.GradientTransformation(optimizer.init, optimizer.update)
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
-        return tasks.coordinate_check(
+        return meta.coordinate_check(
+            optimizer,
             lambda width: task(name, width, parametrization, widths[0], **sizes),
-            transformation,
             widths=widths,
             num_steps=num_steps,
             num_seeds=num_seeds,
