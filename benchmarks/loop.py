@@ -45,7 +45,9 @@ def main(steps: int = 100, rounds: int = 5, out: Path = RESULT):
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
                 checkpoints = loc.meta.Checkpoints(folder, {}, every=every)
-                loc.meta.meta_train(learner, estimator, optimizer, num_steps, checkpoints=checkpoints, key=KEY)
+                loc.meta.meta_train(
+                    learner, estimator, num_steps=num_steps, optimizer=optimizer, checkpoints=checkpoints, key=KEY
+                )
                 seconds.append(time.perf_counter() - begin)
         return (seconds[1] - seconds[0]) / steps
 

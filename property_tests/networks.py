@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from lo_components import recipes, tasks
+from lo_components import meta, recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
 from lo_components.nn import CNN, MLP, Conv, Linear, ResNet, TransformerLM, ViT
 from lo_components.optimizers import SGD, AbstractOptimizer, Adam, StepContext
@@ -187,19 +187,17 @@ def coordinate_check(
     num_steps: int,
     num_seeds: int,
     **sizes,
-) -> tasks.CoordinateCheck:
+) -> meta.CoordinateCheck:
     """The library's coordinate check, at the base width `widths[0]`."""
 
     def make(width):
         built = task(name, width, parametrization, widths[0], **sizes)
         return ScaledFor(built, optimizer.adam) if isinstance(optimizer, AdamOrSGD) else built
 
-    # Bound methods are pytrees, so that their optimizer's arrays are arguments of what is compiled.
-    transformation = optax.GradientTransformation(optimizer.init, optimizer.update)
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
-        return tasks.coordinate_check(
+        return meta.coordinate_check(
+            optimizer,
             make,
-            transformation,
             widths=widths,
             num_steps=num_steps,
             num_seeds=num_seeds,

@@ -32,8 +32,9 @@ from networks import adam, coordinate_check, images, learned, sgd
 from strategies import log_floats, seeds
 
 from lo_components import tasks
+from lo_components.meta import CoordinateCheck
+from lo_components.meta import coordinate_check as check_coordinates
 from lo_components.parametrization import SP, MuP
-from lo_components.tasks import CoordinateCheck
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -198,8 +199,8 @@ def test_attention_outputs_need_all_their_inputs_as_fan_in_where_heads_grow(scal
         return eqx.tree_at(outs, built, [scale * width / head_size for scale in outs(built)])
 
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
-        check = tasks.coordinate_check(
-            make, optax.adam(1e-3, eps=1e-15), widths=(32, 128, 512), num_steps=4, num_seeds=3, key=jax.random.key(0)
+        check = check_coordinates(
+            optax.adam(1e-3, eps=1e-15), make, widths=(32, 128, 512), num_steps=4, num_seeds=3, key=jax.random.key(0)
         )
     found = {name: e.value for name, e in check.exponents(2).items() if name.endswith("attention/out")}
     print(f"\n{scales}\n{check.table(2)}")

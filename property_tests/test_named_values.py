@@ -4,15 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 from networks import KEY, adam
 
+from lo_components.meta import coordinate_check
 from lo_components.nn import named_layers
 from lo_components.parametrization import SP, Absorbed, AbstractParametrization, MuP, infer_widths, reinitialize
-from lo_components.tasks import AbstractTask, Quadratic, coordinate_check
+from lo_components.tasks import AbstractTask, Quadratic
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -75,16 +75,8 @@ def mixer_task(width, parametrization):
 
 
 def check(task, num_seeds=16):
-    optimizer = adam(3e-3)
     with jax.numpy_dtype_promotion("standard"):
-        return coordinate_check(
-            task,
-            optax.GradientTransformation(optimizer.init, optimizer.update),
-            widths=WIDTHS,
-            num_steps=3,
-            num_seeds=num_seeds,
-            key=KEY,
-        )
+        return coordinate_check(adam(3e-3), task, widths=WIDTHS, num_steps=3, num_seeds=num_seeds, key=KEY)
 
 
 def test_a_model_of_equinox_layers_with_inner_vmaps_and_a_scan():
@@ -135,10 +127,12 @@ def test_recorded_changes_are_those_of_the_values_that_are_named():
     found = check(lambda width: Plain(width, jnp.float32(1 / width)), num_seeds=1)
     assert found.changes.shape == (2, 1, 3, 2)
     task, optimizer = Plain(16, jnp.float32(1 / 16)), adam(3e-3)
-    init_key, probe_key, _, steps_key = jax.random.split(jax.random.fold_in(KEY, 0), 4)
+    seed_key = jax.random.fold_in(KEY, 0)
+    init_key, steps_key = jax.random.split(seed_key)
+    probe_key, _ = jax.random.split(jax.random.fold_in(seed_key, 2))
     params = start = task.init(key=init_key)
     probe, state = task.batch(key=probe_key), optimizer.init(params)
-    for t, step_key in enumerate(jax.random.split(steps_key, 3)):
+    for t, step_key in enumerate(jax.random.split(steps_key, 4)[:3]):
         batch_key, key = jax.random.split(step_key)
         grads = jax.grad(task.loss)(params, task.batch(key=batch_key), key=key)
         with jax.numpy_dtype_promotion("standard"):

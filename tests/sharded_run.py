@@ -175,7 +175,12 @@ def run_process() -> None:
 
     def train(num_steps):
         return loc.meta.meta_train(
-            learner(), estimator(make_mesh()), optimizer(), num_steps, progress=None, key=jax.random.key(1)
+            learner(),
+            estimator(make_mesh()),
+            num_steps=num_steps,
+            optimizer=optimizer(),
+            progress=None,
+            key=jax.random.key(1),
         )
 
     print(json.dumps([x.tolist() for x in jax.tree.leaves(train(STEPS))]), flush=True)
@@ -192,8 +197,8 @@ def run_with_checkpoints(folder: str, num_steps: int) -> None:
     loc.meta.meta_train(
         learner(),
         estimator(make_mesh()),
-        optimizer(),
-        num_steps,
+        num_steps=num_steps,
+        optimizer=optimizer(),
         checkpoints=loc.meta.Checkpoints(folder, {}, every=5),
         progress=None,
         key=jax.random.key(1),

@@ -516,7 +516,9 @@ def test_the_examples_weights_train_what_they_have_not_seen(name, getkey):
     aggregator, card = weights.load_arrays(file, recipe())
     assert (card["name"], card["hidden_size"], card["workers"]) == (name, 32, 8)
     task = tasks.LinearRegression(jnp.ones(4), jnp.ones(4))
-    found = meta.evaluate(task, aggregator, 60, inner_step=LocalRound(8, 4, SGD(0.01)), num_seeds=1, key=getkey())
+    found = meta.evaluate(
+        aggregator, task, num_steps=60, inner_step=LocalRound(8, 4, SGD(0.01)), num_seeds=1, key=getkey()
+    )
     assert found.losses[0, -1] < 0.2 * found.losses[0, 0]
 
 

@@ -7,10 +7,14 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 from meta_helpers import toy_task
 
+from lo_components.aggregators import Mean, SlowMo
+from lo_components.meta import CoordinateCheck, coordinate_check
+from lo_components.meta._named_values import named_values
 from lo_components.nn import named_layers
+from lo_components.optimizers import SGD
 from lo_components.parametrization import SP, AbstractParametrization, MuP, WidthSpec
-from lo_components.tasks import AbstractTask, CoordinateCheck, coordinate_check
-from lo_components.tasks._named_values import named_values
+from lo_components.tasks import AbstractTask
+from lo_components.unroll import GradientStep, LocalRound
 
 KEY = jax.random.key(0)
 
@@ -41,7 +45,7 @@ class Doubling(AbstractTask):
 @pytest.mark.parametrize("exponent", [-0.5, 0.0, 1.0])
 def test_exponents_are_those_of_the_change(exponent):
     check = coordinate_check(
-        lambda width: Doubling(width, exponent), optax.sgd(0.1), widths=(4, 8, 16), num_steps=2, key=KEY
+        optax.sgd(0.1), lambda width: Doubling(width, exponent), widths=(4, 8, 16), num_steps=2, key=KEY
     )
     assert check.changes.shape == (3, 3, 2, 2)
     for step in (0, 1):
@@ -52,8 +56,26 @@ def test_exponents_are_those_of_the_change(exponent):
     assert check.largest() == pytest.approx(exponent, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("learner", "inner_step", "move"),
+    [
+        (optax.sgd(0.1), GradientStep(), 0.1),
+        (SGD(jnp.asarray(0.2)), GradientStep(), 0.2),
+        (Mean(), LocalRound(2, 3, SGD(0.1)), 0.3),
+        (Mean(), LocalRound(2, 3, optax.sgd(0.2)), 0.6),
+        (SlowMo(0.5), LocalRound(2, 3, SGD(0.1), participation=0.9), 0.3),
+    ],
+)
+def test_any_learner_is_checked_with_its_inner_step(learner, inner_step, move):
+    check = coordinate_check(
+        learner, lambda width: Doubling(width, 0.5), widths=(4, 16), num_steps=1, inner_step=inner_step, key=KEY
+    )
+    assert check.exponents()["scaled"].value == pytest.approx(0.5, abs=1e-5)
+    np.testing.assert_allclose(check.changes[0, :, 0, 1], move * 2.0, rtol=1e-5)
+
+
 def test_a_change_of_exactly_zero_has_no_exponent_and_is_reported():
-    check = coordinate_check(lambda w: Doubling(w, 1.0), optax.sgd(0.1), widths=(4, 8), num_steps=1, key=KEY)
+    check = coordinate_check(optax.sgd(0.1), lambda w: Doubling(w, 1.0), widths=(4, 8), num_steps=1, key=KEY)
     assert check.exponents()["dead"] is None
     line = next(line for line in check.table().splitlines() if line.startswith("dead"))
     assert "none" in line
@@ -61,8 +83,8 @@ def test_a_change_of_exactly_zero_has_no_exponent_and_is_reported():
 
 def test_update_scales_of_the_task_are_applied():
     check = coordinate_check(
+        optax.adam(0.1),
         lambda width: Doubling(width, 0.0, widths=WidthSpec((3,), "hidden", 3, width / 1.0), parametrization=MuP()),
-        optax.sgd(0.1),
         widths=(4, 8),
         num_steps=1,
         key=KEY,
@@ -90,7 +112,7 @@ def test_slopes_of_the_seeds_give_the_error():
 
 def test_layers_of_a_task_are_found_by_path():
     check = coordinate_check(
-        lambda width: toy_task(width=width), optax.sgd(0.1), widths=(4, 8), num_steps=1, num_seeds=1, key=KEY
+        optax.sgd(0.1), lambda width: toy_task(width=width), widths=(4, 8), num_steps=1, num_seeds=1, key=KEY
     )
     assert check.layers == ("layers/0", "layers/1", "layers/2")
     assert np.all(check.changes > 0)
@@ -107,13 +129,13 @@ def test_layers_of_a_task_are_found_by_path():
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        coordinate_check(lambda w: Doubling(w, 0.0), optax.sgd(0.1), key=KEY, **kwargs)
+        coordinate_check(optax.sgd(0.1), lambda w: Doubling(w, 0.0), key=KEY, **kwargs)
 
 
 def test_tasks_without_names_or_with_different_ones_are_refused():
     def check(named):
         task = lambda width: Doubling(width, 0.0, named(width))  # noqa: E731
-        return coordinate_check(task, optax.sgd(0.1), widths=(4, 8), num_steps=1, num_seeds=1, key=KEY)
+        return coordinate_check(optax.sgd(0.1), task, widths=(4, 8), num_steps=1, num_seeds=1, key=KEY)
 
     with pytest.raises(ValueError, match="other layers at width 8"):
         check(lambda width: width == 4)
@@ -126,7 +148,7 @@ class Unnamed(Doubling):
 
 def test_a_task_without_named_values_is_refused():
     with pytest.raises(ValueError, match="named_layers"):
-        coordinate_check(lambda w: Unnamed(w, 0.0), optax.sgd(0.1), widths=(4, 8), num_steps=1, num_seeds=1, key=KEY)
+        coordinate_check(optax.sgd(0.1), lambda w: Unnamed(w, 0.0), widths=(4, 8), num_steps=1, num_seeds=1, key=KEY)
 
 
 def test_named_values_are_found_inside_transformations():

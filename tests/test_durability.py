@@ -43,8 +43,8 @@ def train(folder, *, num_steps=30, every=7, keep=2):
     return meta_train(
         SGD(jnp.asarray(0.01)),
         ESTIMATOR,
-        OPTIMIZER,
-        num_steps,
+        num_steps=num_steps,
+        optimizer=OPTIMIZER,
         checkpoints=None if folder is None else Checkpoints(folder, {"task": "quadratic"}, every, keep),
         log_every=5,
         progress=None,
@@ -242,7 +242,15 @@ def with_constants(
     pes = PES(unroll, num_pairs=2, std=std, shaping=shaping or Difference())
     learner = Scaled(SGD(jnp.asarray(0.01)), step_mult)
     checkpoints = Checkpoints(folder, {"task": "quadratic"}, every=5)
-    return meta_train(learner, wrap(pes), OPTIMIZER, num_steps, checkpoints=checkpoints, progress=None, key=KEY)
+    return meta_train(
+        learner,
+        wrap(pes),
+        num_steps=num_steps,
+        optimizer=OPTIMIZER,
+        checkpoints=checkpoints,
+        progress=None,
+        key=KEY,
+    )
 
 
 OTHERS = {
@@ -585,8 +593,8 @@ task = Quadratic(jnp.linspace(-0.01, 0.01, 100_000))
 meta_train(
     SGD(jnp.asarray(0.01)),
     PES(TruncatedUnroll(task, ConstantHorizon(10), 5), num_pairs=2),
-    optax.adam(1e-3),
-    int(sys.argv[2]),
+    num_steps=int(sys.argv[2]),
+    optimizer=optax.adam(1e-3),
     checkpoints=Checkpoints(sys.argv[1], {}, every=1),
     log_every=4,
     progress=None,

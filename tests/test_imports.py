@@ -19,8 +19,8 @@ LAYERS = [
     {"estimators"},
     {"recipes"},
     {"interop"},
-    {"meta", "plots"},
-    {"sharding"},
+    {"meta"},
+    {"plots", "sharding"},
 ]
 SHARED = {"_atomic", "_description", "_tree", "_types"}
 

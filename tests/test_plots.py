@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lo_components import plots
-from lo_components.tasks import CoordinateCheck
+from lo_components.meta import CoordinateCheck
 
 matplotlib_image = pytest.importorskip("matplotlib.image")
 

@@ -221,10 +221,10 @@ def test_evaluation_goes_over_every_example_once():
     images, labels = examples.images, np.asarray(examples.labels)
     logits = jax.vmap(task.model(params))((images.astype(jnp.float32) - task.dataset.mean) / task.dataset.std)
     log_softmax = np.asarray(jax.nn.log_softmax(logits))
-    loss, accuracy = task.evaluate(params, split="train", key=KEY)
+    found = task.metrics(params, split="train", key=KEY)
     assert len(labels) % task.batch_size
-    np.testing.assert_allclose(loss, -log_softmax[np.arange(len(labels)), labels].mean(), rtol=1e-4)
-    np.testing.assert_allclose(accuracy, np.mean(log_softmax.argmax(axis=1) == labels), rtol=1e-6)
+    np.testing.assert_allclose(found["loss"], -log_softmax[np.arange(len(labels)), labels].mean(), rtol=1e-4)
+    np.testing.assert_allclose(found["accuracy"], np.mean(log_softmax.argmax(axis=1) == labels), rtol=1e-6)
 
 
 def test_evaluation_of_a_batch_normalized_model_does_not_depend_on_the_other_images():
@@ -232,8 +232,9 @@ def test_evaluation_of_a_batch_normalized_model_does_not_depend_on_the_other_ima
         resnet_classification(small_images(), blocks=(1,), width=8, norm="batch", batch_size=size) for size in (1, 3)
     ]
     params = tasks[0].init(key=KEY)
-    for a, b in zip(*(t.evaluate(params, split="train", key=KEY) for t in tasks), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+    one, three = (t.metrics(params, split="train", key=KEY) for t in tasks)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(one[name], three[name], rtol=1e-4)
 
 
 def test_models_of_others_are_tasks_once_their_widths_are_given():
@@ -300,8 +301,9 @@ def test_evaluation_of_a_language_model_goes_over_every_token_once_without_dropo
     tokens = np.asarray(dataset.splits["test"])
     logits = jax.vmap(task.model(params))(tokens[:, :-1])
     losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, 1:, None], 2)[..., 0]
-    np.testing.assert_allclose(task.evaluate(params), losses[tokens[:, 1:] != 0].mean(), rtol=1e-5)
-    assert abs(task.evaluate(params, split="train") - task.evaluate(params)) > 1e-4
+    test, train = (task.metrics(params, split=split, key=KEY)["loss"] for split in ("test", "train"))
+    np.testing.assert_allclose(test, losses[tokens[:, 1:] != 0].mean(), rtol=1e-5)
+    assert abs(train - test) > 1e-4
 
 
 def test_without_padding_every_token_counts():
@@ -314,4 +316,4 @@ def test_without_padding_every_token_counts():
 def test_an_unknown_split_is_refused_by_evaluation():
     task = toy_task()
     with pytest.raises(ValueError, match="`split` must be one of"):
-        task.evaluate(task.init(key=KEY), split="tset", key=KEY)
+        task.metrics(task.init(key=KEY), split="tset", key=KEY)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .tasks import CoordinateCheck
+from .meta import CoordinateCheck
 
 # Colour-blind safe, by order of appearance. Once they are used up lines are dashed, then dash-dotted.
 _COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -81,7 +81,7 @@ def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *
 
     **Arguments:**
 
-    - `checks`: results of [`lo_components.tasks.coordinate_check`][] by panel title.
+    - `checks`: results of [`lo_components.meta.coordinate_check`][] by panel title.
     - `path`: the image file; its suffix chooses the format.
     - `title`: above all panels.
 

@@ -3,14 +3,18 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._tree import path_name
 from .._types import typechecked
 from ..aggregators import AbstractAggregator, AggregatorState
-from ..optimizers import AbstractOptimizer
-from ..tasks import AbstractTask
+from ..optimizers import AbstractOptimizer, as_optimizer
+from ..tasks import AbstractMeasuredTask, AbstractTask
 from ..unroll import AbstractInnerStep, GradientStep
+
+Trainer = AbstractOptimizer | AbstractAggregator | optax.GradientTransformation
 
 
 class Evaluation(eqx.Module):
@@ -20,23 +24,39 @@ class Evaluation(eqx.Module):
 
     - `losses`: the loss before each step or round, one row per seed; non-finite values are left as they are.
     - `finite`: whether every loss of a seed was finite.
-    - `used`: of aggregators, the share of workers that each round used.
+    - `used`: for aggregators, the fraction of workers that each round used.
+    - `metrics`: by split and name, for instance `metrics["test"]["accuracy"]`, after the steps in `metric_steps`.
+    - `metrics_every`: the number of steps between two measurements; `None`: only one, after the last step.
     """
 
     losses: Float[Array, "seeds steps"]
     finite: Bool[Array, " seeds"]
     used: Float[Array, "seeds steps"] | None = None
+    metrics: dict[str, dict[str, Float[Array, "seeds points"]]] = eqx.field(default_factory=dict)
+    metrics_every: int | None = eqx.field(default=None, static=True)
 
-    def final(self, last: int = 20) -> Float[Array, "*vmapped seeds"]:
-        """Each seed's mean loss over the last `last` steps."""
+    @property
+    def metric_steps(self) -> Int[np.ndarray, " points"]:
+        """The numbers of steps after which the metrics were measured."""
+        return _metric_steps(self.losses.shape[-1], self.metrics_every)
+
+    def final(self, last: int = 20) -> Float[Array, "*configurations seeds"]:
+        """Each seed's mean loss over the last `last` steps.
+
+        Raises `ValueError` if `last` is below 1.
+        """
         if last < 1:
             raise ValueError(f"`last` must be at least 1, got {last}.")
         return jnp.mean(self.losses[..., -last:], axis=-1)
 
-    def steps_to(self, loss: float, last: int = 20) -> Float[Array, "*vmapped seeds"]:
+    def steps_to(self, loss: float, last: int = 20) -> Float[Array, "*configurations seeds"]:
         """The number of steps, or rounds, after which each seed's mean of the last `last` losses is at most `loss`.
 
-        Infinite where it never is.
+        [`lo_components.meta.median_interval`][] turns it into a median with a confidence interval.
+
+        **Returns:** one number per seed; infinity for a seed that never gets there.
+
+        Raises `ValueError` if `last` is below 1.
         """
         if last < 1:
             raise ValueError(f"`last` must be at least 1, got {last}.")
@@ -49,99 +69,151 @@ class Evaluation(eqx.Module):
         return jnp.where(jnp.any(reached, axis=-1), steps, jnp.inf)
 
 
+def _metric_steps(num_steps: int, every: int | None) -> Int[np.ndarray, " points"]:
+    return np.append(np.arange(num_steps if every is None else every, num_steps, every), num_steps)
+
+
 @typechecked
 def evaluate(
+    learner: Trainer,
     task: AbstractTask,
-    learner: AbstractOptimizer | AbstractAggregator,
-    num_steps: int,
     *,
+    num_steps: int,
     inner_step: AbstractInnerStep = GradientStep(),
     num_seeds: int = 3,
     seeds_at_once: int | None = None,
+    splits: tuple[str, ...] | list[str] = (),
+    metrics_every: int | None = None,
     key: PRNGKeyArray,
 ) -> Evaluation:
     """Meta-test: train a task from scratch with a learner, several seeds at once, in one compiled call.
 
-    A second call with the same task object and sizes, and a learner of equal constants, compiles nothing. Seeds depend
-    on `key` and their index alone, so learners compared under one key see the same initial parameters, and the same
-    batches where their inner steps are alike.
+    A second call with the same task object and sizes, and a learner of equal constants, compiles nothing. (Each
+    `optax.adam(...)` is a new constant; [`lo_components.meta.sweep`][] compiles once for many hyperparameters.) Seeds
+    depend on `key` and their index alone, so learners compared under one key start from the same initial parameters,
+    and see the same batches if their inner steps are of the same kind. Metrics change nothing about the losses.
 
     **Arguments:**
 
-    - `task`: what to train; its update scales are applied around the learner.
-    - `learner`: any optimizer, or with a [`lo_components.unroll.LocalRound`][] any aggregator.
+    - `learner`: any optimizer or optax transformation, or any aggregator with a
+        [`lo_components.unroll.LocalRound`][].
+    - `task`: the task to train; its update scales are applied to the learner's updates.
     - `num_steps`: inner steps, or rounds.
-    - `inner_step`: what a step does.
+    - `inner_step`: what one step does.
     - `num_seeds`: independent runs.
-    - `seeds_at_once`: how many seeds to run side by side; `None`: all of them. Fewer need less memory.
+    - `seeds_at_once`: how many seeds to run in parallel; `None`: all of them. Fewer need less memory.
+    - `splits`: splits on which to measure the task's metrics during training, for instance
+        `("inner_valid", "test")`.
+    - `metrics_every`: measure after every so many steps, and after the last one; `None`: after the last one only.
     - `key`: for initial parameters and batches.
+
+    **Returns:** losses and metrics of every seed.
+
+    Raises `ValueError` if a size is below 1, if `metrics_every` is given without `splits`, or for an unknown split;
+    `TypeError` if the task has no metrics, or if `inner_step` is not for this kind of learner.
     """
     seeds_at_once = num_seeds if seeds_at_once is None else seeds_at_once
-    for name, value in dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once).items():
-        if value < 1:
+    sizes = dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once, metrics_every=metrics_every)
+    for name, value in sizes.items():
+        if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    losses, used = _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key)
-    return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1), used)
+    if metrics_every is not None and not splits:
+        raise ValueError('`metrics_every` needs `splits`, for instance `splits=("test",)`.')
+    if splits and not isinstance(task, AbstractMeasuredTask):
+        raise TypeError(
+            f"`splits` needs a task with metrics, but {type(task).__name__} is not an "
+            "`lo_components.tasks.AbstractMeasuredTask`."
+        )
+    losses, used, metrics = _evaluate(
+        as_learner(learner), task, num_steps, inner_step, num_seeds, seeds_at_once, tuple(splits), metrics_every, key
+    )
+    return Evaluation(losses, jnp.all(jnp.isfinite(losses), axis=1), used, metrics, metrics_every)
+
+
+def as_learner(learner: Trainer) -> AbstractOptimizer | AbstractAggregator:
+    """The learner itself; an optax transformation as an optimizer."""
+    return learner if isinstance(learner, AbstractAggregator) else as_optimizer(learner, "learner")
 
 
 @eqx.filter_jit
-def _evaluate(task, learner, num_steps, inner_step, num_seeds, seeds_at_once, key):
-    def observed(loss, before, after, state):
-        return loss, state.used if isinstance(state, AggregatorState) else None
+def _evaluate(learner, task, num_steps, inner_step, num_seeds, seeds_at_once, splits, metrics_every, key):
+    steps = _metric_steps(num_steps, metrics_every)
+    measured_after = jnp.zeros(num_steps, bool).at[steps - 1].set(True)
 
     def run(index):
         seed_key = jax.random.fold_in(key, index)
-        return _trained(task, learner, num_steps, inner_step, observed, key=seed_key)
 
-    return jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
+        def measured(params):
+            # Reference batches for batch normalization are the same at every measurement.
+            metrics_key = other_key(seed_key)
+            return {split: task.metrics(params, split=split, key=metrics_key) for split in splits}
+
+        def observed(t, loss, before, after, state):
+            skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, after))
+            metrics = jax.lax.cond(measured_after[t], measured, lambda _: skipped, after)
+            return loss, state.used if isinstance(state, AggregatorState) else None, metrics
+
+        return trained(learner, task, num_steps, inner_step, observed, key=seed_key)
+
+    losses, used, metrics = jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
+    return losses, used, jax.tree.map(lambda x: x[:, steps - 1], metrics)
 
 
-def _trained(
-    task: AbstractTask,
+def trained(
     learner: AbstractOptimizer | AbstractAggregator,
+    task: AbstractTask,
     num_steps: int,
     inner_step: AbstractInnerStep,
     observe: Callable,
     *,
     key: PRNGKeyArray,
 ) -> PyTree:
-    """What `observe(loss, params before, params after, state)` sees at each step of training from scratch."""
+    """`observe(t, loss, params before, params after, state)` of each step `t` of training from scratch, stacked."""
     init_key, steps_key = jax.random.split(key)
     params = task.init(key=init_key)
     total = jnp.asarray(num_steps, jnp.int32)
 
-    def step(carry, key):
-        before, state = carry
+    def step(carry, xs):
+        (before, state), (t, key) = carry, xs
         loss, after, state = inner_step.step(learner, task, before, state, total, key=key)
-        return (after, state), observe(loss, before, after, state)
+        return (after, state), observe(t, loss, before, after, state)
 
-    return jax.lax.scan(step, (params, inner_step.init(learner, params)), jax.random.split(steps_key, num_steps))[1]
+    xs = jnp.arange(num_steps), jax.random.split(steps_key, num_steps)
+    return jax.lax.scan(step, (params, inner_step.init(learner, params)), xs)[1]
+
+
+def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """A key that `trained` does not use."""
+    return jax.random.fold_in(key, 2)
 
 
 @typechecked
 def step_sizes(
-    task: AbstractTask, optimizer: AbstractOptimizer, num_steps: int, *, key: PRNGKeyArray
+    learner: Trainer, task: AbstractTask, *, num_steps: int, key: PRNGKeyArray
 ) -> dict[str, Float[Array, " steps"]]:
-    r"""How far an optimizer moves each array at each step: $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for $n$ numbers.
+    r"""How far a learner moves each array at each step: $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for $n$ numbers.
 
     Shows which layers a learned optimizer trains, and how its steps shrink.
 
     **Arguments:**
 
-    - `task`, `optimizer`, `key`: as in [`lo_components.meta.evaluate`][].
+    - `learner`: any optimizer or optax transformation.
+    - `task`, `key`: as in [`lo_components.meta.evaluate`][].
     - `num_steps`: inner steps of the one run.
 
     **Returns:** sizes by the array's path, as in `layers/0/weight`.
+
+    Raises `ValueError` if `num_steps` is below 1, and `TypeError` for an aggregator.
     """
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-    return _step_sizes(task, optimizer, num_steps, key)
+    return _step_sizes(as_learner(learner), task, num_steps, key)
 
 
 @eqx.filter_jit
-def _step_sizes(task, optimizer, num_steps, key):
-    def sizes(loss, before, after, state):
+def _step_sizes(learner, task, num_steps, key):
+    def sizes(t, loss, before, after, state):
         moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, before)
         return {path_name(p): jnp.sqrt(jnp.mean(jnp.square(x))) for p, x in jax.tree_util.tree_leaves_with_path(moves)}
 
-    return _trained(task, optimizer, num_steps, GradientStep(), sizes, key=key)
+    return trained(learner, task, num_steps, GradientStep(), sizes, key=key)

@@ -14,7 +14,7 @@ from ..estimators import AbstractEstimator
 from ._checkpoints import Checkpoints, DurableRun
 from ._constants import constants
 from ._processes import is_first, stop_requests, to_host
-from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_step
+from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_optimizer, meta_step
 
 STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
 
@@ -23,9 +23,9 @@ STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
 def meta_train(
     learner: Any,
     estimator: AbstractEstimator,
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
     *,
+    num_steps: int,
+    optimizer: optax.GradientTransformation | None = None,
     checkpoints: Checkpoints | None = None,
     log_every: int = 10,
     progress: str | None = "meta-train",
@@ -46,8 +46,9 @@ def meta_train(
 
     - `learner`: the initial learner, for instance a [`lo_components.optimizers.LearnedOptimizer`][].
     - `estimator`: of the meta-gradient; holds the task and the unroll.
-    - `optimizer`: the meta-optimizer, for instance [`lo_components.meta.meta_optimizer`][].
     - `num_steps`: meta-steps in all.
+    - `optimizer`: the meta-optimizer; `None`: that of the papers,
+        [`lo_components.meta.meta_optimizer`][]`(num_steps)`.
     - `checkpoints`: where to keep the log and the checkpoints; `None`: nowhere.
     - `log_every`: meta-steps between two lines of the log and two refreshes of the bar.
     - `progress`: the bar's label; `None`: no bar.
@@ -61,6 +62,7 @@ def meta_train(
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
+    optimizer = meta_optimizer(num_steps) if optimizer is None else optimizer
     run = None if checkpoints is None else DurableRun(checkpoints, constants(learner, estimator))
     state = _init(learner, estimator, optimizer, key=key)
     if run is not None:

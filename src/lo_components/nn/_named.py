@@ -31,7 +31,7 @@ def named_layers(model: PyTree) -> PyTree:
     """The same model, with the output of each layer named by the layer's path, as in `blocks/0/attention/query`.
 
     Names are those of `jax.ad_checkpoint.checkpoint_name`: they cost nothing at run time, and
-    [`lo_components.tasks.coordinate_check`][] finds pre-activations by them. Layers are `Linear`, `Conv` and
+    [`lo_components.meta.coordinate_check`][] finds pre-activations by them. Layers are `Linear`, `Conv` and
     `Embedding`, of this package and of Equinox (and its `ConvTranspose`). Name other values by hand with
     `checkpoint_name`.
 

@@ -4,10 +4,8 @@ from ._augmented import AbstractAugmentation as AbstractAugmentation
 from ._augmented import NoisyGradient as NoisyGradient
 from ._augmented import ReducedBatch as ReducedBatch
 from ._augmented import Reparametrized as Reparametrized
+from ._base import AbstractMeasuredTask as AbstractMeasuredTask
 from ._base import AbstractTask as AbstractTask
-from ._coordinate_check import CoordinateCheck as CoordinateCheck
-from ._coordinate_check import Exponent as Exponent
-from ._coordinate_check import coordinate_check as coordinate_check
 from ._family import AbstractTaskFamily as AbstractTaskFamily
 from ._language import LanguageModeling as LanguageModeling
 from ._model import AbstractModelTask as AbstractModelTask

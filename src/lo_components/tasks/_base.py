@@ -34,3 +34,20 @@ class AbstractTask(eqx.Module, Generic[BatchT]):
     @abc.abstractmethod
     def loss(self, params: Params, batch: BatchT, *, key: PRNGKeyArray) -> Float[Array, ""]:
         """The loss of `params` on `batch`."""
+
+
+class AbstractMeasuredTask(AbstractTask[BatchT]):
+    """A task that measures parameters on whole splits, as [`lo_components.meta.evaluate`][] does during training."""
+
+    @abc.abstractmethod
+    def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
+        """Loss, accuracy and the like over all examples of a split.
+
+        **Arguments:**
+
+        - `params`: the parameters.
+        - `split`: the name of the split.
+        - `key`: for metrics that need randomness.
+
+        **Returns:** scalars by name, with the names that are usual: `"loss"`, `"accuracy"`.
+        """

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._types import Params
 from ..data import TokenDataset, one_split, sample_tokens
 from ..parametrization import AbstractParametrization, WidthSpec
+from ._base import AbstractMeasuredTask
 from ._model import AbstractModelTask, TrainedModel
 
 
-class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
+class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMeasuredTask[Int[Array, "batch length"]]):
     r"""Predict the next token: mean cross-entropy over all positions whose next token is not padding, in nats.
 
     Per-step meta-losses are clipped at $1.5 \ln V$ for $V$ tokens.
@@ -62,14 +63,8 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
         losses, counted = self._token_losses(logits, batch)
         return jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))
 
-    def evaluate(self, params: Params, *, split: str = "test") -> Float[Array, ""]:
-        """The mean loss over all tokens of a split, in nats, without dropout. Its exponential is the perplexity.
-
-        **Arguments:**
-
-        - `params`: the parameters.
-        - `split`: which split.
-        """
+    def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
+        """The mean loss over all tokens, in nats, without dropout. Its exponential is the perplexity."""
         model, tokens = self.model(params), one_split(self.dataset.splits, split)
         count, size = tokens.shape[0], self.batch_size
 
@@ -79,7 +74,7 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]]):
             return jax.tree.map(lambda x: jnp.sum(jnp.where(index[:, None] < count, x, 0.0)), found)
 
         losses, counted = jax.lax.map(chunk, jnp.arange(-(-count // size) * size).reshape(-1, size))
-        return jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))
+        return {"loss": jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))}
 
     def _token_losses(
         self, logits: Float[Array, "batch next vocab"], batch: Int[Array, "batch length"]

@@ -12,12 +12,15 @@ from .._types import Params
 from ..data import ImageDataset, one_split, sample_batch, take_batch
 from ..nn import BatchNorm
 from ..parametrization import AbstractParametrization, WidthSpec
+from ._base import AbstractMeasuredTask
 from ._model import AbstractModelTask, TrainedModel
+
+REFERENCE_SIZE = 512  # training images for the statistics of batch normalization
 
 ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 
 
-class ImageClassification(AbstractModelTask[ImageBatch]):
+class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatch]):
     r"""Classify images by softmax regression on a model's outputs, with the mean cross-entropy as loss.
 
     Per-step meta-losses are clipped at $1.5 \ln C$ for $C$ classes. The model is called under
@@ -67,40 +70,32 @@ class ImageClassification(AbstractModelTask[ImageBatch]):
         one_hot = jax.nn.one_hot(labels, self.dataset.num_classes, dtype=jnp.float32)
         return jnp.mean(optax.softmax_cross_entropy(logits, one_hot))
 
-    def evaluate(
-        self, params: Params, *, split: str = "test", reference_size: int = 512, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The mean cross-entropy and the accuracy over a whole split.
+    def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
+        """The mean cross-entropy, `"loss"`, and the fraction of correctly classified images, `"accuracy"`.
 
-        Batch-normalized models use the statistics of training images drawn for this, not of the images to classify.
-
-        **Arguments:**
-
-        - `params`: the parameters.
-        - `split`: which split.
-        - `reference_size`: how many training images to take statistics from.
-        - `key`: for their draw.
+        Batch-normalized models use the statistics of 512 sampled training images, not of the images to classify.
         """
         model = self.model(params)
         normalized = any(isinstance(x, BatchNorm) for x in jax.tree.leaves(model, is_leaf=_is_batch_norm))
         count, size = one_split(self.dataset.splits, split).labels.shape[0], self.batch_size
-        reference = sample_batch(self.dataset, reference_size, key=key)[0] if normalized else None
+        reference = sample_batch(self.dataset, REFERENCE_SIZE, key=key)[0] if normalized else None
 
         def chunk(index: Int[Array, " batch"]):
             images, labels = take_batch(self.dataset, index, split=split)
             if reference is None:
                 logits = jax.vmap(model, axis_name="batch")(images)
             else:
-                weights = jnp.concatenate([jnp.ones(reference_size), jnp.zeros(size)])
+                weights = jnp.concatenate([jnp.ones(REFERENCE_SIZE), jnp.zeros(size)])
                 both = jnp.concatenate([reference, images])
-                logits = jax.vmap(lambda x, w: model(x, weight=w), axis_name="batch")(both, weights)[reference_size:]
+                logits = jax.vmap(lambda x, w: model(x, weight=w), axis_name="batch")(both, weights)[REFERENCE_SIZE:]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses, jnp.argmax(logits, axis=-1) == labels
 
         index = jnp.arange(-(-count // size) * size).reshape(-1, size)
         losses, right = jax.lax.map(chunk, jnp.minimum(index, count - 1))
         counted = index < count
-        return jnp.mean(losses, where=counted), jnp.mean(right.astype(jnp.float32), where=counted)
+        accuracy = jnp.mean(right.astype(jnp.float32), where=counted)
+        return {"loss": jnp.mean(losses, where=counted), "accuracy": accuracy}
 
 
 def _is_batch_norm(node: Any) -> bool:

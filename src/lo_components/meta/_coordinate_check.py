@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import typechecked
-from ..optimizers import as_optimizer
-from ._base import AbstractTask
+from ..tasks import AbstractTask
+from ..unroll import AbstractInnerStep, GradientStep
+from ._evaluate import Trainer, as_learner, other_key, trained
 from ._named_values import named_values
 
 
@@ -81,12 +81,13 @@ class CoordinateCheck(eqx.Module):
 
 @typechecked
 def coordinate_check(
+    learner: Trainer,
     task: Callable[[int], AbstractTask],
-    optimizer: optax.GradientTransformation,
     *,
     widths: Sequence[int],
     num_steps: int = 5,
     num_seeds: int = 3,
+    inner_step: AbstractInnerStep = GradientStep(),
     key: PRNGKeyArray,
 ) -> CoordinateCheck:
     r"""Train networks of several widths for a few steps and record how much each layer's pre-activations change.
@@ -101,15 +102,21 @@ def coordinate_check(
 
     **Arguments:**
 
-    - `task`: from a width to the task. Its update scales are applied to the optimizer's updates.
-    - `optimizer`: any optax transformation; one of this library's optimizers as
-        [`lo_components.optimizers.as_optax`][]`(optimizer)`.
+    - `learner`: any optimizer or optax transformation, or any aggregator with a
+        [`lo_components.unroll.LocalRound`][].
+    - `task`: from a width to the task. Its update scales are applied to the learner's updates.
     - `widths`: at least two.
-    - `num_steps`: steps to train, on fresh batches; changes are measured on one more batch, the same for all steps.
+    - `num_steps`: steps (or rounds) to train, on fresh batches; changes are measured on one more batch, the same for
+        all steps.
     - `num_seeds`: independent initializations, for the error of the exponents.
+    - `inner_step`: what one step does.
     - `key`: for initial parameters and batches.
 
-    Raises `ValueError` where no value is named, or the networks do not have the same named values.
+    **Returns:** the changes, with exponents and a table.
+
+    Raises `ValueError` if there are fewer than two widths, if `num_steps` or `num_seeds` is below 1, if no value is
+    named, or if the networks do not have the same named values; `TypeError` if `inner_step` is not for this kind of
+    learner.
 
     ??? cite "Source"
         Yang et al., *Tensor Programs V* (arXiv 2203.03466), appendix D.1; muLO (arXiv 2406.00153), figure 1.
@@ -121,10 +128,8 @@ def coordinate_check(
     layers: tuple[str, ...] | None = None
     changes = []
     for width in widths:
-        # One task for all seeds: another would be compiled again.
-        built = task(width)
-        seeds = [_changes(built, optimizer, num_steps, jax.random.fold_in(key, seed)) for seed in range(num_seeds)]
-        names = tuple(seeds[0])
+        found = _changes(as_learner(learner), task(width), num_steps, inner_step, num_seeds, key)
+        names = tuple(found)
         if layers is not None and names != layers:
             raise ValueError(f"`task` has other layers at width {width} than at {widths[0]}: {names}, {layers}.")
         if not names:
@@ -133,30 +138,23 @@ def coordinate_check(
                 "pre-activations with `jax.ad_checkpoint.checkpoint_name`."
             )
         layers = names
-        changes.append([[np.asarray(found[name]) for name in names] for found in seeds])
-    stacked = np.moveaxis(np.asarray(changes, np.float64), 2, 3)
-    return CoordinateCheck(tuple(widths), layers or (), stacked)
+        changes.append(np.stack([np.asarray(found[name], np.float64) for name in names], axis=-1))
+    return CoordinateCheck(tuple(widths), layers or (), np.stack(changes))
 
 
 @eqx.filter_jit
-def _changes(task: AbstractTask, optimizer: optax.GradientTransformation, num_steps: int, key: PRNGKeyArray):
-    init_key, probe_key, loss_key, steps_key = jax.random.split(key, 4)
-    params = task.init(key=init_key)
-    probe = task.batch(key=probe_key)
+def _changes(learner, task, num_steps, inner_step, num_seeds, key) -> dict[str, Float[Array, "seeds steps"]]:
+    def run(index):
+        seed_key = jax.random.fold_in(key, index)
+        probe_key, loss_key = jax.random.split(other_key(seed_key))
+        probe = task.batch(key=probe_key)
 
-    def step(carry, key):
-        params, state = carry
-        # Also the initial ones are computed in here: by the same program, or rounding would pass for a change.
-        values = named_values(lambda p: task.loss(p, probe, key=loss_key), params)
-        batch_key, key = jax.random.split(key)
-        grads = jax.grad(task.loss)(params, task.batch(key=batch_key), key=key)
-        updates, state = optimizer.update(grads, state, params)
-        if task.widths is not None:
-            scales = task.parametrization.update_scales(task.widths, as_optimizer(optimizer).update_rules(params))
-            updates = jax.tree.map(jnp.multiply, updates, scales)
-        return (optax.apply_updates(params, updates), state), values
+        def values(t, loss, before, after, state):
+            return named_values(lambda p: task.loss(p, probe, key=loss_key), before)
 
-    keys = jax.random.split(steps_key, num_steps + 1)
-    values = jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
-    changes = jax.tree.map(lambda x: x[1:].astype(jnp.float32) - x[:1].astype(jnp.float32), values)
-    return jax.tree.map(lambda change: jnp.sqrt(jnp.mean(jnp.square(change), axis=1)), changes)
+        # One step more, so that one program computes initial and later values: rounding must not pass for a change.
+        found = trained(learner, task, num_steps + 1, inner_step, values, key=seed_key)
+        changes = jax.tree.map(lambda x: x[1:].astype(jnp.float32) - x[:1].astype(jnp.float32), found)
+        return jax.tree.map(lambda change: jnp.sqrt(jnp.mean(jnp.square(change), axis=1)), changes)
+
+    return jax.lax.map(run, jnp.arange(num_seeds))

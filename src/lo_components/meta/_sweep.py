@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._tree import path_name
+from .._types import typechecked
+from ._evaluate import Evaluation
+
+
+class Best(eqx.Module):
+    """The best configuration of a sweep.
+
+    **Arguments:**
+
+    - `index`: its index in the sweep.
+    - `configuration`: its hyperparameters, in the structure of the grid.
+    - `evaluation`: its training curves.
+    - `score`: its mean score over seeds.
+    - `at_edge`: the hyperparameters whose best value is the lowest or the highest of the grid: a wider grid may hold a
+        better one. By path, as in `rate`; a grid that is a single array is called `grid`.
+    """
+
+    index: int = eqx.field(static=True)
+    configuration: PyTree[Array]
+    evaluation: Evaluation
+    score: float = eqx.field(static=True)
+    at_edge: tuple[str, ...] = eqx.field(static=True)
+
+
+class Sweep(eqx.Module):
+    """Training curves for every configuration of a grid.
+
+    **Arguments:**
+
+    - `grid`: one array `[configurations]` per hyperparameter.
+    - `evaluations`: an [`lo_components.meta.Evaluation`][] whose arrays have a leading axis of configurations.
+    """
+
+    grid: PyTree[Array]
+    evaluations: Evaluation
+
+    def best(self, score: Callable[[Evaluation], Float[Array, "configurations seeds"]] = Evaluation.final) -> Best:
+        """The configuration with the lowest mean score over seeds. A score that is not finite ranks last.
+
+        **Arguments:**
+
+        - `score`: from `evaluations` to one number per configuration and seed; by default the mean loss of the last 20
+            steps. For the best test accuracy, `lambda e: -e.metrics["test"]["accuracy"][..., -1]`.
+
+        Raises `ValueError` if no configuration has a finite score.
+        """
+        means = np.mean(np.asarray(score(self.evaluations), np.float64), axis=-1)
+        means = np.where(np.isfinite(means), means, np.inf)
+        index = int(np.argmin(means))
+        if not np.isfinite(means[index]):
+            raise ValueError("No configuration of the sweep has a finite score for every seed; change the grid.")
+        chosen, evaluation = (jax.tree.map(lambda x: x[index], tree) for tree in (self.grid, self.evaluations))
+        at_edge = tuple(
+            path_name(path) or "grid"
+            for path, values in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, self.grid))
+            if values.min() < values.max() and values[index] in (values.min(), values.max())
+        )
+        return Best(index, chosen, evaluation, float(means[index]), at_edge)
+
+
+@typechecked
+def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None = None) -> Sweep:
+    """Evaluate every configuration of a grid of hyperparameters, in one compiled call.
+
+    ```python
+    rates = jnp.logspace(-4, -1, 7)
+    adam = lambda rate: evaluate(Adam(rate), task, num_steps=1000, key=key)
+    best = sweep(adam, rates).best()
+    ```
+
+    Hyperparameters are traced, so they must be arrays that the learner (or the inner step, or the task) accepts, and
+    cannot change shapes.
+
+    **Arguments:**
+
+    - `run`: from one configuration, a pytree of scalars, to its [`lo_components.meta.evaluate`][].
+    - `grid`: the configurations: a pytree of arrays `[configurations]`, for instance a dictionary by name. For the
+        product of several axes, `jnp.meshgrid` and `jnp.ravel`.
+    - `at_once`: how many configurations to run in parallel; `None`: all of them. Fewer need less memory.
+
+    **Returns:** the grid and its curves; `.best()` chooses among them.
+
+    Raises `ValueError` if the arrays of `grid` are not vectors of one length, or if `at_once` is below 1.
+    """
+    grid = jax.tree.map(jnp.asarray, grid)
+    shapes = {x.shape for x in jax.tree.leaves(grid)}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or (0,) in shapes:
+        raise ValueError(f"`grid` must have vectors of one length, got shapes {sorted(shapes)}.")
+    ((size,),) = shapes
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
+    # Arrays that `run` closes over, such as a data set, become arguments of the compiled program, not constants in it.
+    run = eqx.filter_closure_convert(run, jax.tree.map(lambda x: x[0], grid))
+    return Sweep(grid, _sweep(run, grid, size if at_once is None else at_once))
+
+
+@eqx.filter_jit
+def _sweep(run, grid, at_once):
+    return jax.lax.map(run, grid, batch_size=at_once)
