@@ -21,6 +21,8 @@ proportional to the layer's input, of squared length n, and to the signal from a
 readout: exponents 1 for the readout, 1/2 for hidden layers, -1/2 for the first.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -195,8 +197,8 @@ def test_attention_outputs_need_all_their_inputs_as_fan_in_where_heads_grow(scal
         )
         if scales == "ours":
             return built
-        outs = lambda t: [b.attention.out.weight for b in t.optimizee.update_scales.blocks]  # noqa: E731
-        return eqx.tree_at(outs, built, [scale * width / head_size for scale in outs(built)])
+        outs = lambda t: [b.attention.out.weight for b in t.trained.widths.blocks]  # noqa: E731
+        return eqx.tree_at(outs, built, [dataclasses.replace(w, fan_in_mult=float(head_size)) for w in outs(built)])
 
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
         check = check_coordinates(

@@ -1,39 +1,24 @@
 """A learned aggregator under muP: after rounds of local SGD no layer's change depends on the width."""
 
 import jax
+import optax
 import pytest
 from networks import images
 from test_coordinates import assert_no_layer_depends_on_the_width
 
 from lo_components import recipes, tasks
 from lo_components.meta import coordinate_check
-from lo_components.optimizers import SGD, Scaled
 from lo_components.parametrization import SP, MuP
-from lo_components.unroll import AbstractInnerStep, LocalRound
+from lo_components.unroll import LocalRound
 
 WORKERS, ROUNDS, WIDTHS, SEEDS = 3, 3, (16, 64, 256), 12
-ROUND = LocalRound(WORKERS, 4, SGD(0.1))
 
 
 def mlp(width, parametrization):
     return tasks.mlp_classification(images(), width=width, depth=2, parametrization=parametrization, batch_size=16)
 
 
-class MuPRound(AbstractInnerStep):
-    """A round whose local SGD has the scales of its own update rule."""
-
-    def _round(self, params):
-        scales = mlp(params.layers[0].bias.size, MuP(update_rule="sgd")).update_scales
-        return LocalRound(WORKERS, 4, Scaled(SGD(0.1), scales))
-
-    def init(self, learner, params):
-        return ROUND.init(learner, params)
-
-    def step(self, learner, task, params, learner_state, num_steps, *, key):
-        return self._round(params).step(learner, task, params, learner_state, num_steps, key=key)
-
-
-def check(parametrization, inner_step):
+def check(parametrization):
     """A round's coordinate check for a LAgg-A with random meta-parameters, of steps large enough to be seen."""
     aggregator = recipes.lagg_a(
         WORKERS, hidden_size=4, step_mult=0.01, momentum_decays=(0.9,), factored_decays=(0.9,), key=jax.random.key(3)
@@ -44,7 +29,7 @@ def check(parametrization, inner_step):
         widths=WIDTHS,
         num_steps=ROUNDS,
         num_seeds=SEEDS,
-        inner_step=inner_step,
+        inner_step=LocalRound(WORKERS, 4, optax.sgd(0.1)),
         key=jax.random.key(4),
     )
     print(found.table())
@@ -54,7 +39,7 @@ def check(parametrization, inner_step):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_under_mup_rounds_of_a_random_lagg_a_move_every_layer_as_much_at_every_width():
-    found = check(MuP(), MuPRound())
+    found = check(MuP())
     # In the first round a readout of zero passes nothing on.
     for step in range(1, ROUNDS):
         assert_no_layer_depends_on_the_width(found, step)
@@ -63,4 +48,4 @@ def test_under_mup_rounds_of_a_random_lagg_a_move_every_layer_as_much_at_every_w
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_under_sp_they_move_wide_layers_more():
-    assert check(SP(), ROUND).largest() > 0.5
+    assert check(SP()).largest() > 0.5
