@@ -134,7 +134,7 @@ class Given(AbstractEstimator):
         return jnp.zeros((), jnp.int32)
 
     def estimate(self, learner, state, *, key):
-        return Estimate(jnp.asarray(2.5), self.grad, self.finite, self.finite, {}), state + 1
+        return Estimate(jnp.asarray(2.5), jnp.asarray(1.5), self.grad, self.finite, self.finite, {}), state + 1
 
 
 def quadratic_unroll(*, steps, window, max_loss=math.inf):

@@ -187,7 +187,7 @@ def follow(folder, losses, *, every=2, start=0):
 def test_the_best_checkpoint_has_the_lowest_mean_loss_since_the_one_before(tmp_path):
     follow(tmp_path, [5.0, 3.0, 2.0, 1.0, 0.0, 9.0])
     assert metadata_of(tmp_path / "best.safetensors") == metadata_of(tmp_path / "checkpoint-00000004.safetensors")
-    assert metadata_of(tmp_path / "best.safetensors") == {"step": 4, "config": {}, "loss": 1.5, "since": [0.0, 0]}
+    assert metadata_of(tmp_path / "best.safetensors") == {"step": 4, "config": {}, "meta_loss": 1.5, "since": [0.0, 0]}
     assert_identical(load_arrays(tmp_path / "best.safetensors", meta_state())[0], meta_state(4))
 
 
@@ -203,14 +203,14 @@ def test_the_best_survives_a_resume_until_there_is_a_better_one(tmp_path):
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     follow(tmp_path, [math.nan, 1.0, -math.inf, 1.0, 7.0, 7.0, math.inf, 0.0])
     assert metadata_of(tmp_path / "best.safetensors")["step"] == 6
-    assert metadata_of(tmp_path / "checkpoint-00000008.safetensors")["loss"] is None
+    assert metadata_of(tmp_path / "checkpoint-00000008.safetensors")["meta_loss"] is None
 
 
 def test_a_run_that_starts_over_forgets_the_best(tmp_path):
     follow(tmp_path, [1.0, 1.0])
     (tmp_path / "checkpoint-00000002.safetensors").unlink()
     follow(tmp_path, [5.0, 5.0])
-    assert metadata_of(tmp_path / "best.safetensors")["loss"] == 5.0
+    assert metadata_of(tmp_path / "best.safetensors")["meta_loss"] == 5.0
 
 
 def test_a_damaged_best_checkpoint_is_reported_and_set_aside(copied, finished):

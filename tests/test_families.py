@@ -46,8 +46,8 @@ def test_a_random_regression_has_the_spectrum_that_was_asked_for():
 def test_reparametrized_weights_are_the_same_function_with_scaled_gradients():
     base = toy_task()
     family = Reparametrized(base, max_scale=5.0)
-    drawn = family.sample(key=jax.random.key(3))
-    task, scales = family.task(drawn), drawn[1]
+    sampled = family.sample(key=jax.random.key(3))
+    task, scales = family.task(sampled), sampled[1]
     batch = task.batch(key=KEY)
     params, own = task.init(key=KEY), base.init(key=KEY)
     np.testing.assert_allclose(task.loss(params, batch, key=KEY), base.loss(own, batch, key=KEY), rtol=1e-6)
@@ -110,8 +110,8 @@ def test_augmentations_go_into_one_another():
 def test_an_episodes_length_and_its_task_are_independent():
     unroll = TruncatedUnroll(ReducedBatch(Noisy()), LogUniformHorizon(100, 1000), 1)
     learner = Drift(jnp.zeros(3))
-    states = jax.vmap(lambda k: unroll.start(learner, key=k))(jax.random.split(KEY, 500))
-    correlation = np.corrcoef(np.log(states.horizon), np.log(states.drawn[1]))[0, 1]
+    states = jax.vmap(lambda k: unroll.new_episode(learner, key=k))(jax.random.split(KEY, 500))
+    correlation = np.corrcoef(np.log(states.episode.horizon), np.log(states.episode.sampled[1]))[0, 1]
     assert abs(correlation) < 4 / np.sqrt(500)
 
 
@@ -124,11 +124,11 @@ def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
     changes = 0
     for key in jax.random.split(KEY, 5):
         estimate, after = step(learner, state, key=key)
-        before, drawn = np.asarray(state.inner.drawn[0]), np.asarray(after.inner.drawn[0])
-        assert drawn.shape == (3, 3) and len(np.unique(drawn[:, 0])) == 3
-        new = np.asarray(state.inner.done)
-        np.testing.assert_array_equal(drawn[~new], before[~new])
-        assert np.all(drawn[new] != before[new])
+        before, sampled = (np.asarray(s.inner.episode.sampled[0]) for s in (state, after))
+        assert sampled.shape == (3, 3) and len(np.unique(sampled[:, 0])) == 3
+        new = np.asarray(state.inner.episode.done)
+        np.testing.assert_array_equal(sampled[~new], before[~new])
+        assert np.all(sampled[new] != before[new])
         assert np.isfinite(estimate.grad.learning_rate)
         changes += new.sum()
         state = after
@@ -140,17 +140,17 @@ def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
 
 
-def shares(meta_loss, *, steps=12, window=4):
-    """The shares of one episode's windows, and its losses."""
+def contributions(meta_loss, *, steps=12, window=4):
+    """The contributions of one episode's windows, and its losses."""
     unroll = dataclasses.replace(quadratic_unroll(steps=steps, window=window), meta_loss=meta_loss)
     learner = Drift(jnp.asarray(VELOCITY))
-    state, found, losses = unroll.start(learner, key=KEY), [], []
+    state, found, losses = unroll.new_episode(learner, key=KEY), [], []
     for _ in range(steps // window):
         out = unroll(learner, state, key=KEY)
-        found.append(unroll.share(out.losses, state.last_loss, state, out.state))
+        found.append(unroll.contribution(out.losses, out.previous_loss, out.state.episode))
         losses += list(out.losses)
         state = out.state
-    assert state.done
+    assert state.episode.done
     np.testing.assert_allclose(losses, [0.5 * np.sum((START + t * VELOCITY) ** 2) for t in range(steps)], rtol=1e-5)
     return np.asarray(found), np.asarray(losses), (unroll, learner, state)
 
@@ -163,22 +163,22 @@ def shares(meta_loss, *, steps=12, window=4):
         (TelescopedLoss(), lambda losses: losses[-1] - losses[0]),
     ],
 )
-def test_the_mean_of_the_shares_is_the_episodes_meta_loss(meta_loss, of):
-    found, losses, (unroll, learner, state) = shares(meta_loss)
+def test_the_mean_of_the_contributions_is_the_episodes_meta_loss(meta_loss, of):
+    found, losses, (unroll, learner, state) = contributions(meta_loss)
     np.testing.assert_allclose(found.mean(), of(losses), rtol=1e-5)
     # The next window begins anew and owes nothing to the last loss of the episode before.
     out = unroll(learner, state, key=KEY)
-    again = unroll.share(out.losses, state.last_loss, state, out.state)
+    again = unroll.contribution(out.losses, out.previous_loss, out.state.episode)
     np.testing.assert_allclose(again, found[0], rtol=1e-5)
 
 
 def test_an_episode_that_ends_early_ends_with_the_largest_loss():
     unroll = dataclasses.replace(quadratic_unroll(steps=40, window=4, max_loss=7.0), meta_loss=FinalLoss())
     learner = Fragile(jnp.asarray(0.2), limit=0.1)
-    state = unroll.start(learner, key=KEY)
+    state = unroll.new_episode(learner, key=KEY)
     out = unroll(learner, state, key=KEY)
-    assert out.state.done and not out.finite
-    assert unroll.share(out.losses, state.last_loss, state, out.state) == 7.0
+    assert out.state.episode.done and not out.finite
+    assert unroll.contribution(out.losses, out.previous_loss, out.state.episode) == 7.0
 
 
 def test_losses_may_be_taken_on_another_split_after_the_update():
@@ -195,7 +195,7 @@ def test_losses_may_be_taken_on_another_split_after_the_update():
     def losses(split):
         unroll = TruncatedUnroll(Splits(), ConstantHorizon(10), 5, split=split)
         learner = Drift(jnp.ones(3))
-        return np.asarray(unroll(learner, unroll.start(learner, key=KEY), key=KEY).losses)
+        return np.asarray(unroll(learner, unroll.new_episode(learner, key=KEY), key=KEY).losses)
 
     steps = np.arange(5)
     np.testing.assert_allclose(losses(None), 1.5 * steps**2, rtol=1e-6)

@@ -27,6 +27,7 @@ from meta_helpers import (
 
 from lo_components.aggregators import Mean
 from lo_components.estimators import PES
+from lo_components.estimators._base import COLUMNS
 from lo_components.meta import (
     Checkpoints,
     Evaluation,
@@ -87,7 +88,8 @@ def test_a_meta_step_that_would_make_theta_non_finite_is_skipped():
 
 def test_a_meta_step_with_some_finite_particles_is_taken():
     before, after, metrics = one_step(given([3.0, -4.0], finite=0.25), optax.sgd(0.5), theta=(1.0, 1.0))
-    assert (metrics.skipped, metrics.finite, metrics.loss, metrics.grad_norm) == (0.0, 0.25, 2.5, 5.0)
+    assert (metrics.skipped, metrics.finite, metrics.loss, metrics.meta_loss) == (0.0, 0.25, 2.5, 1.5)
+    assert metrics.grad_norm == 5.0
     np.testing.assert_allclose(after.learner.velocity, [-0.5, 3.0])
 
 
@@ -198,8 +200,9 @@ def test_meta_training_lowers_the_meta_loss(finished):
 def test_the_log_has_the_mean_of_every_few_steps(finished, tmp_path):
     rows = read_log(finished[0])
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
-    numbers = {"step", "loss", "finite", "usable", "grad_norm", "skipped", "steps_per_second"}
+    numbers = {"step", "loss", "meta_loss", "finite", "usable", "grad_norm", "skipped", "steps_per_second"}
     assert set(rows[0]) == numbers | DIAGNOSTICS
+    assert numbers == COLUMNS - {"diagnostics"}
     assert all(row["finite"] == 1.0 and row["skipped"] == 0.0 and row["steps_per_second"] > 0 for row in rows)
     train(tmp_path / "each", num_steps=10, log_every=1)
     each = read_log(tmp_path / "each")
@@ -251,9 +254,25 @@ def test_meta_training_traces_once():
 def test_the_bar_shows_the_loss_and_its_label(capsys):
     train(num_steps=5, progress="toy run")
     error = capsys.readouterr().err
-    assert "toy run" in error and "5/5" in error and "meta-loss " in error and "100% finite" in error
+    assert (
+        "toy run" in error
+        and "5/5" in error
+        and "meta-loss " in error
+        and ", loss " in error
+        and "100% finite" in error
+    )
     train(num_steps=5, progress=None)
     assert capsys.readouterr().err == ""
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_meta_loss(tmp_path):
+    estimator = Given(SGD(jnp.asarray(0.0)), jnp.asarray(1.0))
+    checkpoints = Checkpoints(tmp_path / "run", {}, every=2)
+    learner = SGD(jnp.asarray(0.01))
+    meta_train(learner, estimator, OPTIMIZER, 2, checkpoints=checkpoints, log_every=1, progress=None, key=KEY)
+    state = init_meta_state(learner, estimator, OPTIMIZER, key=KEY)
+    assert load_arrays(tmp_path / "run" / "best.safetensors", state)[1]["meta_loss"] == 1.5
+    assert [(row["loss"], row["meta_loss"]) for row in read_log(tmp_path / "run")] == [(2.5, 1.5)] * 2
 
 
 @pytest.mark.parametrize("options", [{"num_steps": 0}, {"log_every": 0}, {"num_steps": -1}])
@@ -375,6 +394,7 @@ import sys
 import jax, jax.numpy as jnp, optax
 from lo_components.aggregators import Mean
 from lo_components.estimators import PES
+from lo_components.estimators._base import COLUMNS
 from lo_components.meta import Checkpoints, meta_train
 from lo_components.optimizers import SGD
 from lo_components.tasks import Quadratic

@@ -69,8 +69,8 @@ def test_large_arrays_of_inner_training_are_spread_over_fsdp(runs):
     specs = runs["PES"]["fsdp"]["specs"]
     spread = {name: spec for name, spec in specs.items() if "fsdp" in spec}
     assert spread == {
-        ".estimator_state.inner.params": "P('particles', None, 'fsdp')",
-        ".estimator_state.inner.learner_state": "P('particles', None, None, 'fsdp')",
+        ".estimator_state.inner.train.params": "P('particles', None, 'fsdp')",
+        ".estimator_state.inner.train.learner_state": "P('particles', None, None, 'fsdp')",
     }
 
 

@@ -54,9 +54,30 @@ def test_impossible_log_uniform_bounds_are_refused(bounds):
         LogUniformHorizon(*bounds)
 
 
-def test_zero_steps_and_zero_windows_are_refused():
+def test_a_number_of_steps_is_a_constant_horizon():
+    for steps in (12, np.int64(12), jnp.asarray(12)):
+        unroll = TruncatedUnroll(Quadratic(jnp.asarray(START)), steps, 5)
+        assert isinstance(unroll.horizon, ConstantHorizon) and unroll.horizon.steps == 12
+        assert unroll.new_episode(SGD(0.1), key=jax.random.key(0)).episode.horizon == 15
+
+
+@pytest.mark.parametrize("horizon", [2.5, "400", None, jnp.asarray(10.0)])
+def test_what_is_no_horizon_is_refused(horizon):
+    with pytest.raises(TypeError, match="`horizon` must be a number of steps or a horizon such as .* got"):
+        TruncatedUnroll(Quadratic(jnp.asarray(START)), horizon, 5)
+
+
+def test_fractional_steps_are_refused():
+    with pytest.raises(TypeError, match="Expected a whole number, got 2.5"):
+        ConstantHorizon(2.5)
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+def test_zero_steps_and_zero_windows_are_refused(steps):
     with pytest.raises(ValueError, match="`steps` must be at least 1"):
-        ConstantHorizon(0)
+        ConstantHorizon(steps)
+    with pytest.raises(ValueError, match=f"`horizon` must be at least 1, got {steps}"):
+        TruncatedUnroll(Quadratic(jnp.asarray(START)), steps, 5)
     with pytest.raises(ValueError, match="`window` must be at least 1"):
         quadratic_unroll(steps=10, window=0)
 
@@ -65,21 +86,21 @@ def test_first_episodes_are_staggered_by_whole_windows_and_the_learner_starts_at
     unroll = quadratic_unroll(steps=20, window=5)
     keys = jax.random.split(jax.random.key(0), 2000)
     state = jax.jit(jax.vmap(lambda key: unroll.init(Drift(jnp.asarray(VELOCITY)), key=key)))(keys)
-    steps, counts = np.unique(np.asarray(state.step), return_counts=True)
+    steps, counts = np.unique(np.asarray(state.episode.step), return_counts=True)
     assert steps.tolist() == [0, 5, 10, 15]
     assert np.all(np.abs(counts - 500) < 4 * math.sqrt(2000 * 0.25 * 0.75))
-    assert not np.any(state.learner_state) and not np.any(state.done)
-    np.testing.assert_array_equal(state.horizon, 20)
-    np.testing.assert_array_equal(state.params, np.tile(START, (2000, 1)))
+    assert not np.any(state.train.learner_state) and not np.any(state.episode.done)
+    np.testing.assert_array_equal(state.episode.horizon, 20)
+    np.testing.assert_array_equal(state.train.params, np.tile(START, (2000, 1)))
 
 
 def test_staggered_starts_stay_below_their_own_horizon():
     unroll = TruncatedUnroll(Quadratic(jnp.asarray(START)), LogUniformHorizon(5, 40), 5)
     keys = jax.random.split(jax.random.key(1), 500)
     state = jax.jit(jax.vmap(lambda key: unroll.init(SGD(0.1), key=key)))(keys)
-    assert np.all(np.asarray(state.step) < np.asarray(state.horizon))
-    assert not np.any(np.asarray(state.step) % 5)
-    assert np.any(np.asarray(state.step) >= 30)
+    assert np.all(np.asarray(state.episode.step) < np.asarray(state.episode.horizon))
+    assert not np.any(np.asarray(state.episode.step) % 5)
+    assert np.any(np.asarray(state.episode.step) >= 30)
 
 
 def run_windows(unroll, learner, state, count):
@@ -94,7 +115,7 @@ def run_windows(unroll, learner, state, count):
 def fresh(unroll, learner):
     """A state whose episode has spent no step."""
     state = unroll.init(learner, key=jax.random.key(0))
-    return eqx.tree_at(lambda s: s.step, state, jnp.zeros_like(state.step))
+    return eqx.tree_at(lambda s: s.episode.step, state, jnp.zeros_like(state.episode.step))
 
 
 def test_losses_are_those_before_each_update_and_episodes_restart_in_the_window_after_the_last():
@@ -102,16 +123,16 @@ def test_losses_are_those_before_each_update_and_episodes_restart_in_the_window_
     outputs = run_windows(unroll, learner, fresh(unroll, learner), 4)
     for output, (first, done) in zip(outputs, [(0, False), (3, True), (0, False), (3, True)], strict=True):
         np.testing.assert_allclose(output.losses, drift_losses(first, first + 3), rtol=1e-5)
-        assert output.state.step == output.state.learner_state == first + 3
-        assert bool(output.state.done) is done
+        assert output.state.episode.step == output.state.train.learner_state == first + 3
+        assert bool(output.state.episode.done) is done
         assert output.finite
 
 
 def test_a_staggered_first_episode_is_just_shorter():
     unroll, learner = quadratic_unroll(steps=6, window=3), Drift(jnp.asarray(VELOCITY))
-    state = eqx.tree_at(lambda s: s.step, fresh(unroll, learner), jnp.asarray(3, jnp.int32))
+    state = eqx.tree_at(lambda s: s.episode.step, fresh(unroll, learner), jnp.asarray(3, jnp.int32))
     first, second = run_windows(unroll, learner, state, 2)
-    assert first.state.done and first.state.learner_state == 3
+    assert first.state.episode.done and first.state.train.learner_state == 3
     np.testing.assert_allclose(first.losses, drift_losses(0, 3), rtol=1e-5)
     np.testing.assert_allclose(second.losses, drift_losses(0, 3), rtol=1e-5)
 
@@ -122,21 +143,21 @@ def test_windows_continue_each_other():
     parts = run_windows(split, learner, fresh(split, learner), 2)
     (one,) = run_windows(whole, learner, fresh(whole, learner), 1)
     np.testing.assert_allclose(np.concatenate([p.losses for p in parts]), one.losses, rtol=1e-6)
-    np.testing.assert_allclose(parts[-1].state.params, one.state.params, rtol=1e-6)
-    assert parts[-1].state.done and one.state.done
+    np.testing.assert_allclose(parts[-1].state.train.params, one.state.train.params, rtol=1e-6)
+    assert parts[-1].state.episode.done and one.state.episode.done
 
 
 def test_a_window_is_its_steps_one_after_the_other():
     unroll, learner = TruncatedUnroll(Noisy(), ConstantHorizon(10), 5), OptaxOptimizer(optax.sgd(0.1, momentum=0.9))
     state, key = fresh(unroll, learner), jax.random.key(7)
     output = unroll(learner, state, key=key)
-    params, learner_state = state.params, state.learner_state
+    params, learner_state = state.train.params, state.train.learner_state
     for t, step_key in enumerate(jax.random.split(jax.random.split(key)[1], 5)):
         loss, params, learner_state = GradientStep().step(
             learner, unroll.task, params, learner_state, jnp.asarray(10, jnp.int32), key=step_key
         )
         np.testing.assert_allclose(output.losses[t], loss, rtol=1e-6)
-    np.testing.assert_allclose(output.state.params, params, rtol=1e-6)
+    np.testing.assert_allclose(output.state.train.params, params, rtol=1e-6)
 
 
 def test_a_gradient_step_applies_the_tasks_scales_around_the_learner():
@@ -158,7 +179,7 @@ def test_the_learner_is_told_the_loss_and_the_horizon():
 
     unroll = quadratic_unroll(steps=15, window=1)
     state = fresh(unroll, Reporting(jnp.zeros(3)))
-    after = unroll(Reporting(jnp.zeros(3)), state, key=jax.random.key(0)).state.params
+    after = unroll(Reporting(jnp.zeros(3)), state, key=jax.random.key(0)).state.train.params
     np.testing.assert_allclose(after, START + np.array([0.5 * np.sum(START**2), 15, 0]), rtol=1e-6)
 
 
@@ -168,23 +189,23 @@ def test_a_run_that_becomes_nan_counts_as_the_maximum_and_restarts():
     for output in (first, second):
         np.testing.assert_allclose(output.losses, [0.5 * np.sum(START**2), 7, 7, 7, 7], rtol=1e-6)
         assert not output.finite
-        assert output.state.done
-        assert output.state.step == 5
-    assert not np.all(np.isfinite(first.state.params))
+        assert output.state.episode.done
+        assert output.state.episode.step == 5
+    assert not np.all(np.isfinite(first.state.train.params))
 
 
 def test_parameters_that_become_non_finite_in_the_last_step_are_noticed():
     unroll, learner = quadratic_unroll(steps=100, window=1), SGD(3e38)
     (output,) = run_windows(unroll, learner, fresh(unroll, learner), 1)
     assert np.all(np.isfinite(output.losses))
-    assert not output.finite and output.state.done
+    assert not output.finite and output.state.episode.done
 
 
 def test_a_large_but_finite_loss_is_clipped_and_stays_finite():
     unroll, learner = quadratic_unroll(steps=10, window=5, max_loss=7.0), Drift(jnp.full(3, 10.0))
     (output,) = run_windows(unroll, learner, fresh(unroll, learner), 1)
     np.testing.assert_allclose(output.losses, [0.5 * np.sum(START**2), 7, 7, 7, 7], rtol=1e-6)
-    assert output.finite and not output.state.done
+    assert output.finite and not output.state.episode.done
 
 
 def test_a_non_finite_loss_of_a_task_without_maximum_is_infinite():
@@ -196,9 +217,9 @@ def test_a_non_finite_loss_of_a_task_without_maximum_is_infinite():
 
 def test_a_restart_draws_new_parameters_and_a_new_horizon():
     unroll = TruncatedUnroll(Noisy(), LogUniformHorizon(2, 40), 2)
-    state = eqx.tree_at(lambda s: s.done, fresh(unroll, SGD(0.0)), jnp.asarray(True))
+    state = eqx.tree_at(lambda s: s.episode.done, fresh(unroll, SGD(0.0)), jnp.asarray(True))
     call = eqx.filter_jit(lambda key: unroll(SGD(0.0), state, key=key).state)
     after = [call(key) for key in jax.random.split(jax.random.key(5), 8)]
-    assert len({float(s.params[0]) for s in after}) == 8
-    assert len({int(s.horizon) for s in after}) > 2
-    assert all(s.step == 2 for s in after)
+    assert len({float(s.train.params[0]) for s in after}) == 8
+    assert len({int(s.episode.horizon) for s in after}) > 2
+    assert all(s.episode.step == 2 for s in after)

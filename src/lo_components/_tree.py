@@ -1,6 +1,7 @@
 """Private helpers for pytrees."""
 
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from . import _learner
 
@@ -73,6 +74,16 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 def known(*arrays: Any) -> bool:
     """Whether these are numbers that can be checked, rather than traced."""
     return not any(isinstance(x, Tracer) for x in arrays)
+
+
+def whole(number: Any) -> Int[Array, ""]:
+    """A whole number as an int32 array."""
+    if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.integer):
+        return number.astype(jnp.int32)
+    try:
+        return jnp.asarray(operator.index(number), jnp.int32)
+    except TypeError:
+        raise TypeError(f"Expected a whole number, got {number!r}.") from None
 
 
 def path_name(path: tuple) -> str:

@@ -1,91 +1,115 @@
-from typing import Any
+"""The published evolution strategies for truncated unrolls, by their noise."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from typing import TypedDict, Unpack
 
-from .. import _tree
-from ..unroll import InnerState
-from ._evolution import AbstractEvolutionStrategy, score
-from ._pairs import PairOutput, stacked, unroll_pair
+from ..unroll import TruncatedUnroll
+from ._evolution import EvolutionStrategy, Std
+from ._noise import FreshNoise, PersistentNoise
+from ._shaping import AbstractShaping
 
 
-class AbstractFreshNoise(AbstractEvolutionStrategy):
-    """Noise that is drawn anew in each estimate, and nothing to carry."""
+class Options(TypedDict, total=False):
+    """The keyword arguments that all evolution strategies share."""
 
-    def init_noise(self, draw, std):
-        return None
-
-    def noise(self, draw, std, carried, restart):
-        return draw, score(draw, std), None
-
-
-class TruncatedES(AbstractFreshNoise):
-    r"""Evolution strategies on each window alone: $\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2\sigma^2}\epsilon_w$.
-
-    Biased where an episode has more than one window: it ignores what earlier windows' parameters owe to $\theta$.
-    With one window per episode it equals [`lo_components.estimators.PES`][]. Arguments are those of
-    [`lo_components.estimators.AbstractEvolutionStrategy`][].
-
-    ??? cite "Source"
-        Metz et al., *Understanding and correcting pathologies in the training of learned optimizers*
-        (arXiv 1810.10180), section 3.
-    """
+    std: float | Std
+    antithetic: bool
+    shaping: AbstractShaping
+    leave_out_non_finite: bool
 
 
-class FullES(AbstractFreshNoise):
-    r"""Evolution strategies on whole episodes: $\hat g = \frac1n \sum_i \frac{L^+ - L^-}{2\sigma^2}\epsilon$, with $L$
-    the meta-loss of an episode that begins anew in each estimate.
+def PES(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options]) -> EvolutionStrategy:
+    r"""Persistent Evolution Strategies: unbiased estimates from truncated unrolls.
 
-    Unbiased for the smoothed meta-loss, with as many steps per estimate as the longest of the pairs' episodes. Horizons
-    may differ between pairs; none is compiled for. Arguments are those of
-    [`lo_components.estimators.AbstractEvolutionStrategy`][].
+    In every truncation window $w$, pair $i$ has new noise $\epsilon_w \sim \mathcal N(0, \sigma_w^2)$. With $L^\pm_w$
+    the contributions of the window to the meta-losses of its two members,
+
+    $$\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2} \sum_{u \le w} \frac{\epsilon_u}{\sigma_u^2},$$
+
+    where the sum starts anew with each episode. Averaged over the windows of an episode, this is unbiased for the
+    Gaussian-smoothed meta-loss.
+
+    **Arguments:**
+
+    - `unroll`: inner training.
+    - `num_pairs`: $n$, the number of antithetic pairs.
+    - `options`: the keyword arguments of [`lo_components.estimators.EvolutionStrategy`][], for instance `std`.
+
+    **Returns:** an evolution strategy with `PersistentNoise(1)`.
 
     ??? cite "Source"
-        Salimans et al., *Evolution Strategies as a Scalable Alternative to Reinforcement Learning* (arXiv 1703.03864).
+        Vicol, Metz & Sohl-Dickstein, *Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent
+        Evolution Strategies* (arXiv 2112.13835), equation 9 and algorithm 2.
     """
-
-    def _run(self, learner: Any, pair: Any, inner: InnerState, *, key: PRNGKeyArray) -> PairOutput:
-        start_key, key = jax.random.split(key)
-        begun = stacked(self.unroll.start(learner, key=start_key))
-        # The first window starts the episode again, with each member's own learner.
-        begun = eqx.tree_at(lambda s: s.done, begun, jnp.asarray(True))
-
-        def window(carry):
-            count, sums, finite, state = carry
-            out = unroll_pair(self.unroll, pair, state, key=jax.random.fold_in(key, count))
-            numbers = (out.meta_losses, out.difference, out.loss, out.clipped)
-            return count + 1, jax.tree.map(jnp.add, sums, numbers), finite & out.finite, out.state
-
-        def running(carry):
-            count, *_, state = carry
-            return (count == 0) | ~state.done
-
-        zero = jnp.zeros((), jnp.float32)
-        start = jnp.zeros((), jnp.int32), (jnp.zeros(2, jnp.float32), zero, zero, zero), jnp.ones(2, bool), begun
-        count, sums, finite, state = jax.lax.while_loop(running, window, start)
-        meta_losses, difference, loss, clipped = (x / count.astype(jnp.float32) for x in sums)
-        return PairOutput(meta_losses, difference, loss, clipped, finite, state)
+    return EvolutionStrategy(unroll, PersistentNoise(1), num_pairs, **options)
 
 
-class ESSingle(AbstractEvolutionStrategy):
-    r"""ES-Single, or noise-reuse ES: one draw for a whole episode, $\hat g = \frac1n \sum_i \frac{L_w^+ -
-    L_w^-}{2\sigma^2}\epsilon$ in each of its windows $w$.
+def GPES(
+    unroll: TruncatedUnroll, num_pairs: int = 8, *, windows_per_draw: int, **options: Unpack[Options]
+) -> EvolutionStrategy:
+    r"""Generalized Persistent Evolution Strategies: noise that is sampled anew every $K$ truncation windows.
 
-    Averaged over an episode's windows this is an unbiased estimate of the gradient of the smoothed meta-loss, whose
-    variance does not depend on the number of windows where their losses agree. Noise is drawn anew exactly where an
-    episode begins. A standard deviation that changes takes effect with the next episode. Arguments are those of
-    [`lo_components.estimators.AbstractEvolutionStrategy`][].
+    $$\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2} \sum_{j \le w / K} \frac{\epsilon_j}{\sigma_j^2},$$
+
+    with $\epsilon_j$ the noise of windows $jK, \dots, (j + 1)K - 1$ of the episode, counted from 0. It is
+    [`lo_components.estimators.PES`][] for $K = 1$ and [`lo_components.estimators.ESSingle`][] for $K$ the number of
+    windows in an episode, and unbiased for the smoothed meta-loss in between.
+
+    **Arguments:**
+
+    - `unroll`: inner training.
+    - `num_pairs`: $n$, the number of antithetic pairs.
+    - `windows_per_draw`: $K$. Changing it does not recompile.
+    - `options`: the keyword arguments of [`lo_components.estimators.EvolutionStrategy`][], for instance `std`.
+
+    **Returns:** an evolution strategy with `PersistentNoise(windows_per_draw)`.
+
+    Raises `ValueError` if `windows_per_draw` is below 1.
+
+    ??? cite "Source"
+        Li et al., *Noise-Reuse in Online Evolution Strategies* (arXiv 2304.12180).
+    """
+    return EvolutionStrategy(unroll, PersistentNoise(windows_per_draw), num_pairs, **options)
+
+
+def ESSingle(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options]) -> EvolutionStrategy:
+    r"""ES-Single, also called noise-reuse ES: one sample of the noise for a whole episode.
+
+    In each truncation window $w$ of the episode, $\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2\sigma^2}\epsilon$.
+    Averaged over the windows of an episode, this is unbiased for the smoothed meta-loss, and its variance does not grow
+    with the number of windows. A standard deviation that changes takes effect with the next episode.
+
+    **Arguments:**
+
+    - `unroll`: inner training.
+    - `num_pairs`: $n$, the number of antithetic pairs.
+    - `options`: the keyword arguments of [`lo_components.estimators.EvolutionStrategy`][], for instance `std`.
+
+    **Returns:** an evolution strategy with `PersistentNoise(None)`.
 
     ??? cite "Source"
         Vicol, *Low-Variance Gradient Estimation in Unrolled Computation Graphs with ES-Single* (arXiv 2304.11153);
         Li et al., *Noise-Reuse in Online Evolution Strategies* (arXiv 2304.12180).
     """
+    return EvolutionStrategy(unroll, PersistentNoise(None), num_pairs, **options)
 
-    def init_noise(self, draw, std):
-        return draw, std
 
-    def noise(self, draw, std, carried, restart):
-        noise, std = carried = _tree.where(restart, (draw, std), carried)
-        return noise, score(noise, std), carried
+def TruncatedES(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options]) -> EvolutionStrategy:
+    r"""Evolution strategies on each truncation window alone: $\hat g = \frac1n \sum_i \frac{L_w^+ -
+    L_w^-}{2\sigma^2}\epsilon_w$.
+
+    Biased if an episode has more than one window, since it ignores how the initial state of a window depends on theta
+    (truncation bias). With one window per episode it equals [`lo_components.estimators.PES`][].
+
+    **Arguments:**
+
+    - `unroll`: inner training.
+    - `num_pairs`: $n$, the number of antithetic pairs.
+    - `options`: the keyword arguments of [`lo_components.estimators.EvolutionStrategy`][], for instance `std`.
+
+    **Returns:** an evolution strategy with [`lo_components.estimators.FreshNoise`][].
+
+    ??? cite "Source"
+        Metz et al., *Understanding and correcting pathologies in the training of learned optimizers*
+        (arXiv 1810.10180), section 3.
+    """
+    return EvolutionStrategy(unroll, FreshNoise(), num_pairs, **options)

@@ -1,133 +1,192 @@
-import abc
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
 from ..unroll import InnerState, TruncatedUnroll
-from ._base import AbstractEstimator, Estimate
-from ._pairs import Counterpart, PairOutput, estimated, perturbed, refuse_array_scales, stacked, unroll_pair
+from ._base import AbstractEstimator, Estimate, partition, signal_and_noise
+from ._noise import AbstractNoise, FreshNoise
+from ._pairs import PairOutput, perturbed, twins, unroll_episode, unroll_pair
 from ._shaping import AbstractShaping, Difference
 
 Std = Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def _std(value: Any) -> Any:
-    """An array, so that another value compiles nothing anew; a schedule stays what it is."""
+    """An array, so that changing it does not recompile; a schedule stays as it is."""
     return value if callable(value) else jnp.asarray(value, jnp.float32)
 
 
 class EvolutionState(eqx.Module):
-    """Every pair's inner state, what its noise carries from window to window, and how many windows there were."""
+    """The state of an [`lo_components.estimators.EvolutionStrategy`][].
+
+    **Arguments:**
+
+    - `inner`: the inner training of each pair; the arrays of `inner.train` have an axis of two members after that of
+        the pairs.
+    - `noise`: the state of each pair's noise.
+    - `windows`: the number of windows so far.
+    """
 
     inner: InnerState
     noise: PyTree
     windows: Int[Array, ""]
 
 
-class AbstractEvolutionStrategy(AbstractEstimator[EvolutionState]):
-    r"""Pairs of unrolls with $\theta + \epsilon$ and its counterpart, $\epsilon \sim \mathcal N(0, \sigma^2)$.
+class EvolutionStrategy(AbstractEstimator[EvolutionState]):
+    r"""Antithetic pairs, unrolled with $\theta + \epsilon$ and $\theta - \epsilon$ for one truncation window at a time.
 
-    With $L^\pm$ the window's shares of the members' meta-losses and $s$ the score of the noise (for a single draw
-    $\epsilon / \sigma^2$), the estimate is $\frac1n \sum_i \frac12 (L_i^+ - L_i^-)\, s_i$ over pairs whose difference
-    is finite. Strategies differ in how long noise is kept and what its score is. Noise and data of a pair depend on
-    its index alone.
+    With $L_i^\pm$ the contributions of the window to the meta-losses of the two members and $s_i$ the score of the
+    noise, the estimate is $\frac1n \sum_i \frac12 (L_i^+ - L_i^-)\, s_i$ over the pairs whose difference is finite.
+    The noise decides which evolution strategy this is: [`lo_components.estimators.PES`][],
+    [`lo_components.estimators.GPES`][], [`lo_components.estimators.ESSingle`][] and
+    [`lo_components.estimators.TruncatedES`][] fill it in. The noise and the data of a pair depend on its index and the
+    key alone, not on the number of pairs.
 
     **Arguments:**
 
-    - `unroll`: what particles train on, and for how long.
-    - `num_pairs`: $n$, antithetic pairs.
-    - `std`: $\sigma$, in units of theta: a number, or a schedule from the number of windows so far, as in optax.
-        Another number compiles nothing anew. Where a schedule reaches 0, there is no estimate. Noise is rounded to
-        theta's dtype: in bfloat16 it has to be above 1 % of theta, or it is lost.
-    - `counterpart`: `"antithetic"`: of the second member, $\theta - \epsilon$. `"unperturbed"`: $\theta$ (forward
-        differences, with $L^+ - L^0$ for $\frac12(L^+ - L^-)$): the same cost, more variance, but one member trains
-        with the very $\theta$.
-    - `shaping`: of loss differences; by default none.
-    - `leave_out_non_finite`: whether to leave out pairs one of whose members became non-finite. By default non-finite
-        losses count as the task's `max_loss`, and only differences that are not finite are left out.
+    - `unroll`: inner training.
+    - `noise`: how long noise is kept, and its score.
+    - `num_pairs`: $n$.
+    - `std`: $\sigma$, in units of theta: a number, or a schedule of the number of windows so far, as in optax.
+        Changing the number does not recompile. Where a schedule reaches 0, there is no estimate. Noise is rounded to
+        the dtype of theta; in bfloat16 it is lost unless it is larger than 1 % of theta.
+    - `antithetic`: whether the second member is trained with $\theta - \epsilon$. Otherwise it is trained with $\theta$
+        itself (forward differences) and the factor of $\frac12$ is dropped, which costs the same and has more variance.
+    - `shaping`: applied to the loss differences; by default none.
+    - `leave_out_non_finite`: whether to leave out pairs of which a member became non-finite. By default, non-finite
+        losses count as the task's `max_loss`, and only pairs whose difference is not finite are left out.
+
+    Raises `ValueError` if `num_pairs` is below 1 or `std` is not positive.
+    """
+
+    unroll: TruncatedUnroll
+    noise: AbstractNoise
+    num_pairs: int = eqx.field(default=8, static=True)
+    std: Std = eqx.field(default=0.01, converter=_std, kw_only=True)
+    antithetic: bool = eqx.field(default=True, static=True, kw_only=True)
+    shaping: AbstractShaping = eqx.field(default=Difference(), kw_only=True)
+    leave_out_non_finite: bool = eqx.field(default=False, static=True, kw_only=True)
+
+    def __check_init__(self):
+        _check(self)
+
+    def init(self, learner: Any, *, key: PRNGKeyArray) -> EvolutionState:
+        """Staggered first episodes of all pairs."""
+        theta, _ = partition(learner)
+
+        def one(index):
+            pair_key = jax.random.fold_in(key, index)
+            return twins(self.unroll.init(learner, key=pair_key)), self.noise.init(theta, key=pair_key)
+
+        return EvolutionState(*jax.vmap(one)(jnp.arange(self.num_pairs)), jnp.zeros((), jnp.int32))
+
+    def estimate(self, learner: Any, state: EvolutionState, *, key: PRNGKeyArray) -> tuple[Estimate, EvolutionState]:
+        """An estimate from the next window of every pair, and their next state."""
+        theta, rest = partition(learner)
+        std = _std_after(self.std, state.windows)
+
+        def one(index, inner: InnerState, noise_state):
+            noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
+            noise, score, noise_state = self.noise.sample(theta, std, noise_state, inner.episode.window, key=noise_key)
+            pair = perturbed(theta, noise, self.antithetic)
+            return unroll_pair(self.unroll, pair, rest, inner, key=unroll_key), score, noise_state
+
+        out, scores, noise = jax.vmap(one)(jnp.arange(self.num_pairs), state.inner, state.noise)
+        return _estimated(self, theta, std, out, scores), EvolutionState(out.state, noise, state.windows + 1)
+
+
+class FullES(AbstractEstimator[Int[Array, ""]]):
+    r"""Evolution strategies on whole episodes: $\hat g = \frac1n \sum_i \frac{L^+ - L^-}{2\sigma^2}\epsilon$, with $L$
+    the meta-loss of a new episode in each estimate.
+
+    Unbiased for the smoothed meta-loss, at as many steps per estimate as the longest episode of the pairs takes. Pairs
+    may have different horizons, and changing them does not recompile. The state is the number of estimates so far.
+
+    **Arguments:**
+
+    - `unroll`: inner training; its window does not matter.
+    - `num_pairs`, `std`, `antithetic`, `shaping`, `leave_out_non_finite`: as in
+        [`lo_components.estimators.EvolutionStrategy`][]. A schedule of `std` is one of the number of estimates so far.
+
+    Raises `ValueError` if `num_pairs` is below 1 or `std` is not positive.
+
+    ??? cite "Source"
+        Salimans et al., *Evolution Strategies as a Scalable Alternative to Reinforcement Learning* (arXiv 1703.03864).
     """
 
     unroll: TruncatedUnroll
     num_pairs: int = eqx.field(default=8, static=True)
     std: Std = eqx.field(default=0.01, converter=_std, kw_only=True)
-    counterpart: Counterpart = eqx.field(default="antithetic", static=True, kw_only=True)
+    antithetic: bool = eqx.field(default=True, static=True, kw_only=True)
     shaping: AbstractShaping = eqx.field(default=Difference(), kw_only=True)
     leave_out_non_finite: bool = eqx.field(default=False, static=True, kw_only=True)
 
     def __check_init__(self):
-        known = not callable(self.std) and _tree.known(self.std)
-        if self.num_pairs < 1 or (known and not jnp.all(jnp.asarray(self.std) > 0)):
-            raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {self.num_pairs} and {self.std}.")
-        if self.counterpart not in ("antithetic", "unperturbed"):
-            raise ValueError(f"`counterpart` must be 'antithetic' or 'unperturbed', got {self.counterpart!r}.")
+        _check(self)
 
-    @abc.abstractmethod
-    def init_noise(self, draw: PyTree, std: Float[Array, ""]) -> PyTree:
-        """What a pair's noise carries before the first window.
+    def init(self, learner: Any, *, key: PRNGKeyArray) -> Int[Array, ""]:
+        return jnp.zeros((), jnp.int32)
 
-        **Arguments:**
-
-        - `draw`: noise of deviation `std`.
-        - `std`: in the first window.
-        """
-
-    @abc.abstractmethod
-    def noise(
-        self, draw: PyTree, std: Float[Array, ""], carried: PyTree, restart: Bool[Array, ""]
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """The noise of a window, its score, and what to carry on.
-
-        **Arguments:**
-
-        - `draw`: fresh noise of deviation `std`.
-        - `std`: in this window.
-        - `carried`: from the window before.
-        - `restart`: whether the window begins a new episode.
-        """
-
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> EvolutionState:
-        """Staggered first episodes of all pairs."""
-        refuse_array_scales(learner)
-        windows = jnp.zeros((), jnp.int32)
-        theta, std = eqx.filter(learner, eqx.is_inexact_array), self._std_after(windows)
+    def estimate(self, learner: Any, state: Int[Array, ""], *, key: PRNGKeyArray) -> tuple[Estimate, Int[Array, ""]]:
+        theta, rest = partition(learner)
+        std = _std_after(self.std, state)
 
         def one(index):
-            pair_key = jax.random.fold_in(key, index)
-            draw = _draw(theta, std, key=jax.random.split(pair_key, 3)[2])
-            return stacked(self.unroll.init(learner, key=pair_key)), self.init_noise(draw, std)
-
-        return EvolutionState(*jax.vmap(one)(jnp.arange(self.num_pairs)), windows)
-
-    def estimate(self, learner: Any, state: EvolutionState, *, key: PRNGKeyArray) -> tuple[Estimate, EvolutionState]:
-        """An estimate from the next window of every pair, and their next state."""
-        theta, std = eqx.filter(learner, eqx.is_inexact_array), self._std_after(state.windows)
-
-        def one(index, inner: InnerState, carried):
             noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
-            noise, score, carried = self.noise(_draw(theta, std, key=noise_key), std, carried, inner.done)
-            out = self._run(learner, perturbed(learner, noise, self.counterpart), inner, key=unroll_key)
-            return out, score, carried
+            noise, score, _ = FreshNoise().sample(theta, std, None, jnp.zeros((), jnp.int32), key=noise_key)
+            return unroll_episode(self.unroll, perturbed(theta, noise, self.antithetic), rest, key=unroll_key), score
 
-        out, scores, carried = jax.vmap(one)(jnp.arange(self.num_pairs), state.inner, state.noise)
-        estimate = estimated(theta, std, out, scores, self.counterpart, self.shaping, self.leave_out_non_finite)
-        return estimate, EvolutionState(out.state, carried, state.windows + 1)
-
-    def _run(self, learner: Any, pair: Any, inner: InnerState, *, key: PRNGKeyArray) -> PairOutput:
-        return unroll_pair(self.unroll, pair, inner, key=key)
-
-    def _std_after(self, windows: Int[Array, ""]) -> Float[Array, ""]:
-        return jnp.asarray(self.std(windows) if callable(self.std) else self.std, jnp.float32)
+        out, scores = jax.vmap(one)(jnp.arange(self.num_pairs))
+        return _estimated(self, theta, std, out, scores), state + 1
 
 
-def _draw(theta: PyTree, std: Float[Array, ""], *, key: PRNGKeyArray) -> PyTree:
-    return jax.tree.map(lambda e: (std * e.astype(jnp.float32)).astype(e.dtype), _tree.normal_like(theta, key=key))
+def _check(strategy: EvolutionStrategy | FullES) -> None:
+    std = strategy.std
+    known = not callable(std) and _tree.known(std)
+    if strategy.num_pairs < 1 or (known and not jnp.all(jnp.asarray(std) > 0)):
+        raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {strategy.num_pairs} and {std}.")
 
 
-def score(noise: PyTree, std: Float[Array, ""]) -> PyTree:
-    r"""$\epsilon / \sigma^2$, the gradient of the logarithm of the noise's density with respect to its mean."""
-    return jax.tree.map(lambda e: e.astype(jnp.float32) / jnp.where(std > 0, std, 1.0) ** 2, noise)
+def _std_after(std: Std, windows: Int[Array, ""]) -> Float[Array, ""]:
+    return jnp.asarray(std(windows) if callable(std) else std, jnp.float32)
+
+
+def _estimated(
+    strategy: EvolutionStrategy | FullES,
+    theta: PyTree[Float[Array, "..."]],
+    std: Float[Array, ""],
+    out: PairOutput,
+    scores: PyTree[Float[Array, "pairs ..."]],
+) -> Estimate:
+    """The mean over usable pairs of shaped differences times scores."""
+    usable = jnp.isfinite(out.difference) & (std > 0)
+    if strategy.leave_out_non_finite:
+        usable &= jnp.all(out.finite, axis=1)
+    shaped = jnp.where(usable, strategy.shaping(out.difference, out.meta_losses, usable), 0.0)
+    count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
+    reduced = usable & (jnp.abs(shaped) < jnp.abs(out.difference))
+    weights = shaped * (0.5 if strategy.antithetic else 1.0)
+    # Divided last, so that particles on many devices wait for one sum, not for two in turn.
+    grad = jax.tree.map(lambda s: _weighted_sum(weights, s) / count, scores)
+    return Estimate(
+        loss=jnp.mean(out.loss),
+        meta_loss=jnp.mean(out.meta_losses),
+        grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
+        finite=jnp.mean(out.finite, dtype=jnp.float32),
+        usable=jnp.mean(usable, dtype=jnp.float32),
+        diagnostics={
+            "restarts": jnp.mean(out.state.episode.done, dtype=jnp.float32),
+            "clipped_losses": jnp.mean(out.clipped),
+            "reduced_differences": jnp.sum(reduced, dtype=jnp.float32) / count,
+            **signal_and_noise(grad, jnp.square(weights), scores, count),
+        },
+    )
+
+
+def _weighted_sum(weights: Float[Array, " n"], vectors: Float[Array, "n ..."]) -> Float[Array, "..."]:
+    return jnp.tensordot(weights, vectors, axes=1, precision=jax.lax.Precision.HIGHEST)

@@ -14,16 +14,18 @@ from ._base import AbstractEstimator, Estimate
 class Mixture(AbstractEstimator[tuple]):
     r"""Several tasks under one theta: $\hat g = \sum_k w_k \hat g_k / \sum_k w_k$ of one estimator per task.
 
-    Tasks may differ in everything: networks of several widths, each with its own update scales, other data, horizons,
-    even other kinds of estimators. Each takes its window in every meta-step.
+    Tasks may differ in everything: width, data, horizon, even the kind of estimator. Each of them unrolls one window in
+    every meta-step.
 
     **Arguments:**
 
     - `estimators`: at least one.
     - `weights`: $w$, positive; by default all equal.
-    - `normalize`: whether each $\hat g_k$ is divided by its global norm, so that tasks with large losses do not drown
-        the others.
-    - `names`: of the tasks, for the diagnostics: `"width 128: loss"` and so on; by default their numbers.
+    - `normalize`: whether to divide each $\hat g_k$ by its global norm, so that no task dominates by its losses.
+    - `names`: the names of the tasks in the diagnostics, as in `"width 128: loss"`; by default their indices.
+
+    Raises `ValueError` unless there is an estimator, one positive weight per estimator, and one name per estimator, all
+    different.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153): muLO_M is meta-trained on widths 128, 512 and 1024 together.
@@ -68,7 +70,7 @@ class Mixture(AbstractEstimator[tuple]):
         estimates = [estimate for estimate, _ in found]
         grads = [self._scaled(e.grad) for e in estimates]
         weights = jnp.asarray(self.weights, jnp.float32)
-        # A task without an estimate leaves its share to the others.
+        # A task without an estimate leaves its weight to the rest.
         counted = weights * jnp.stack([e.usable > 0 for e in estimates]).astype(jnp.float32)
 
         def mean(*values, weights=weights) -> Array:
@@ -80,17 +82,19 @@ class Mixture(AbstractEstimator[tuple]):
             for name, e in zip(self.names, estimates, strict=True)
             for what, value in {
                 "loss": e.loss,
+                "meta_loss": e.meta_loss,
                 "usable": e.usable,
                 "grad_norm": optax.tree.norm(e.grad),
                 **e.diagnostics,
             }.items()
         }
         mixed = Estimate(
-            mean(*(e.loss for e in estimates)),
-            jax.tree.map(lambda *g: mean(*g, weights=counted).astype(g[0].dtype), *grads),
-            mean(*(e.finite for e in estimates)),
-            mean(*(e.usable for e in estimates)),
-            diagnostics,
+            loss=mean(*(e.loss for e in estimates)),
+            meta_loss=mean(*(e.meta_loss for e in estimates)),
+            grad=jax.tree.map(lambda *g: mean(*g, weights=counted).astype(g[0].dtype), *grads),
+            finite=mean(*(e.finite for e in estimates)),
+            usable=mean(*(e.usable for e in estimates)),
+            diagnostics=diagnostics,
         )
         return mixed, tuple(after for _, after in found)
 

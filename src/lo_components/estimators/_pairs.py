@@ -1,22 +1,29 @@
-"""Pairs: one particle trained twice on the same data, with theta perturbed and with its counterpart."""
+"""Antithetic pairs: one particle trained twice on the same data, by two learners that differ in theta."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ..optimizers import Scaled
-from ..unroll import InnerState, TruncatedUnroll, UnrollOutput
-from ._base import Estimate
-from ._shaping import AbstractShaping
+from ..unroll import Episode, InnerState, TruncatedUnroll
 
-Counterpart = Literal["antithetic", "unperturbed"]
+PairTheta = PyTree[Float[Array, "2 ..."]]
 
 
 class PairOutput(eqx.Module):
-    """One window, or one episode, of one pair."""
+    """One window, or one episode, of a pair.
+
+    **Arguments:**
+
+    - `meta_losses`: the contribution of each member.
+    - `difference`: of the two, with less rounding.
+    - `loss`, `clipped`: means over members and steps.
+    - `finite`: whether each member stayed finite.
+    - `state`: the state for the next window.
+    """
 
     meta_losses: Float[Array, "2"]
     difference: Float[Array, ""]
@@ -26,119 +33,83 @@ class PairOutput(eqx.Module):
     state: InnerState
 
 
-def perturbed(learner: Any, noise: PyTree, counterpart: Counterpart) -> Any:
-    """The learner with `noise` added, and its counterpart, stacked on a new leading axis of its inexact arrays."""
-    theta, static = eqx.partition(learner, eqx.is_inexact_array)
-    other = jnp.subtract if counterpart == "antithetic" else lambda t, _: t
-    return eqx.combine(jax.tree.map(lambda t, e: jnp.stack([t + e, other(t, e)]), theta, noise), static)
+def perturbed(theta: PyTree[Float[Array, "..."]], noise: PyTree[Float[Array, "..."]], antithetic: bool) -> PairTheta:
+    """$\\theta + \\epsilon$, and $\\theta - \\epsilon$ or $\\theta$, stacked on a new leading axis."""
+    return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e if antithetic else t]), theta, noise)
 
 
-def stacked(state: InnerState) -> InnerState:
-    """The state of a pair whose members are alike."""
-    where = lambda s: (s.params, s.learner_state, s.last_loss)  # noqa: E731
-    return eqx.tree_at(where, state, jax.tree.map(lambda x: jnp.stack([x, x]), where(state)))
+def twins(state: InnerState) -> InnerState:
+    """The state of a pair whose members are equal."""
+    return InnerState(state.episode, jax.tree.map(lambda x: jnp.stack([x, x]), state.train))
 
 
-def unroll_pair(unroll: TruncatedUnroll, pair: Any, state: InnerState, *, key: PRNGKeyArray) -> PairOutput:
-    """One window of both members, which share keys (so tasks, initial parameters and batches), step and horizon."""
+def unroll_pair(
+    unroll: TruncatedUnroll, theta: PairTheta, rest: Any, state: InnerState, *, key: PRNGKeyArray
+) -> PairOutput:
+    """One window of both members, which share the episode and all keys: task, initial parameters and batches."""
 
-    def member(learner, params, learner_state, last_loss) -> UnrollOutput:
-        rest = (state.drawn, state.step, state.horizon, state.done)
-        return unroll(learner, InnerState(params, learner_state, last_loss, *rest), key=key)
+    def member(theta, train):
+        return unroll(eqx.combine(theta, rest), InnerState(state.episode, train), key=key)
 
-    in_axes = eqx.if_array(0)
-    out = eqx.filter_vmap(member, in_axes=(jax.tree.map(_array_axis, pair), in_axes, in_axes, in_axes))(
-        pair, state.params, state.learner_state, state.last_loss
-    )
-    after = out.state
-    drawn, step, horizon = jax.tree.map(lambda x: x[0], (after.drawn, after.step, after.horizon))
-    # A pair restarts together, also when only one member became non-finite.
-    done = jnp.any(after.done)
-    after = InnerState(after.params, after.learner_state, after.last_loss, drawn, step, horizon, done)
+    out = jax.vmap(member)(theta, state.train)
+    episode = _joint(out.state.episode)
 
-    def share(losses, last_loss):
-        return unroll.share(losses, last_loss, state, after)
+    def contribution(losses, previous_loss):
+        return unroll.contribution(losses, previous_loss, episode)
 
+    meta_losses = jax.vmap(contribution)(out.losses, out.previous_loss)
     return PairOutput(
-        jax.vmap(share)(out.losses, state.last_loss),
-        # Not the difference of shares, which rounding would keep from being 0 where members are equal.
-        share(out.losses[0] - out.losses[1], state.last_loss[0] - state.last_loss[1]),
+        meta_losses,
+        _difference(contribution, meta_losses, (out.losses, out.previous_loss)),
         jnp.mean(out.losses),
         jnp.mean(out.clipped),
         out.finite,
-        after,
+        InnerState(episode, out.state.train),
     )
 
 
-def estimated(
-    theta: PyTree[Float[Array, "..."]],
-    std: Float[Array, ""],
-    out: PairOutput,
-    scores: PyTree[Float[Array, "pairs ..."]],
-    counterpart: Counterpart,
-    shaping: AbstractShaping,
-    leave_out_non_finite: bool,
-) -> Estimate:
-    r"""The gradient $\frac1n \sum_i c\, d_i s_i$ over usable pairs, with $d$ the shaped differences, $s$ the scores and
-    $c = \frac12$ for antithetic pairs, where the counterpart moves too.
-    """
-    usable = jnp.isfinite(out.difference) & (jnp.all(out.finite, axis=1) | (not leave_out_non_finite)) & (std > 0)
-    shaped = jnp.where(usable, shaping(out.difference, out.meta_losses, usable), 0.0)
-    count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
-    reduced = usable & (jnp.abs(shaped) < jnp.abs(out.difference))
-    weights = shaped * (0.5 if counterpart == "antithetic" else 1.0)
-    # Divided last, so that particles on many devices wait for one sum, not for two in turn.
-    grad = jax.tree.map(lambda s: _weighted_sum(weights, s) / count, scores)
-    return Estimate(
-        loss=jnp.mean(out.loss),
-        grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
-        finite=jnp.mean(out.finite, dtype=jnp.float32),
-        usable=jnp.mean(usable, dtype=jnp.float32),
-        diagnostics={
-            "restarts": jnp.mean(out.state.done, dtype=jnp.float32),
-            "clipped_losses": jnp.mean(out.clipped),
-            "reduced_differences": jnp.sum(reduced, dtype=jnp.float32) / count,
-            **signal_and_noise(grad, jnp.square(weights), scores, count),
-        },
+def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key: PRNGKeyArray) -> PairOutput:
+    """One whole episode of both members; the numbers are means over its windows."""
+    new_key, key = jax.random.split(key)
+
+    def window(carry):
+        count, sums, finite, state = carry
+        out = unroll_pair(unroll, theta, rest, state, key=jax.random.fold_in(key, count))
+        numbers = (out.meta_losses, out.difference, out.loss, out.clipped)
+        return count + 1, jax.tree.map(jnp.add, sums, numbers), finite & out.finite, out.state
+
+    # An episode that is done, so that the first window begins a new one with each member's own learner.
+    member = eqx.combine(jax.tree.map(lambda t: t[0], theta), rest)
+    state = twins(unroll.new_episode(member, key=new_key))
+    state = eqx.tree_at(lambda s: s.episode.done, state, jnp.asarray(True))
+    zero = jnp.zeros((), jnp.float32)
+    begin = jnp.zeros((), jnp.int32), (jnp.zeros(2, jnp.float32), zero, zero, zero), jnp.ones(2, bool), state
+    count, sums, finite, state = jax.lax.while_loop(
+        lambda carry: (carry[0] == 0) | ~carry[-1].episode.done, window, begin
     )
+    meta_losses, difference, loss, clipped = (x / count.astype(jnp.float32) for x in sums)
+    return PairOutput(meta_losses, difference, loss, clipped, finite, state)
 
 
-def _weighted_sum(weights: Float[Array, " n"], vectors: Float[Array, "n ..."]) -> Float[Array, "..."]:
-    return jnp.tensordot(weights, vectors, axes=1, precision=jax.lax.Precision.HIGHEST)
+def _joint(episodes: Episode) -> Episode:
+    """The episode of both members, which ends if either of them became non-finite."""
+    episode = jax.tree.map(lambda x: x[0], episodes)
+    return eqx.tree_at(lambda e: e.done, episode, jnp.any(episodes.done))
 
 
-def signal_and_noise(
-    grad: PyTree[Float[Array, "..."]],
-    squared_weights: Float[Array, " n"],
-    vectors: PyTree[Float[Array, "n ..."]],
-    count: Float[Array, ""],
-) -> dict[str, Float[Array, ""]]:
-    r"""The variance of a mean $g$ of $n$ weighted vectors, and what it leaves of $\lVert g\rVert^2$.
+def _difference(
+    function: Callable[..., Float[Array, ""]], values: Float[Array, "2"], arguments: tuple[Float[Array, "2 ..."], ...]
+) -> Float[Array, ""]:
+    """The difference of two values of a function, with less rounding where its arguments are nearly equal.
 
-    The variance is the trace of the covariance of the mean, estimated from the spread of the vectors.
+    The derivative at the midpoint times the difference of the arguments has no cancellation. It is exact for linear
+    functions, and precise for smooth ones if the arguments are close, so it is taken if it agrees with the plain
+    difference up to the rounding of a sum. Equal arguments have a difference of exactly 0.
     """
-    norms = sum(jnp.sum(jnp.square(v), axis=tuple(range(1, v.ndim))) for v in jax.tree.leaves(vectors))
-    signal = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grad))
-    spread = jnp.maximum(jnp.sum(squared_weights * norms) / count - signal, 0.0)
-    variance = jnp.where(count > 1, spread / jnp.maximum(count - 1.0, 1.0), jnp.nan)
-    return {"variance": variance, "signal": signal - variance}
-
-
-def refuse_array_scales(learner: Any) -> None:
-    """Raise if the learner contains `Scaled` with arrays as scales, which would be perturbed as if meta-learned."""
-    wrappers = [x for x in jax.tree.leaves(learner, is_leaf=_is_scaled) if _is_scaled(x)]
-    while wrappers:
-        wrapper = wrappers.pop()
-        if any(eqx.is_array(s) for s in jax.tree.leaves(wrapper.scales)):
-            raise ValueError(
-                "`learner` contains `Scaled` with arrays as scales; an estimator would perturb them. Use Python floats."
-            )
-        wrappers += [x for x in jax.tree.leaves(wrapper.optimizer, is_leaf=_is_scaled) if _is_scaled(x)]
-
-
-def _is_scaled(x: Any) -> bool:
-    return isinstance(x, Scaled)
-
-
-def _array_axis(x: Any) -> int | None:
-    return 0 if eqx.is_inexact_array(x) else None
+    midpoint = [0.5 * (x[0] + x[1]) for x in arguments]
+    _, derivative = jax.jvp(function, midpoint, [x[0] - x[1] for x in arguments])
+    plain = values[0] - values[1]
+    terms = max(x[0].size for x in arguments)
+    rounding = 2.0 * terms**0.5 * jnp.finfo(jnp.float32).eps * jnp.sum(jnp.abs(values))
+    agree = (jnp.abs(plain - derivative) <= rounding) & jnp.isfinite(rounding)
+    return jnp.where(agree, derivative, plain)

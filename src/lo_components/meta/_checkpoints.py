@@ -101,9 +101,9 @@ class DurableRun:
                     raise
                 exception.add_note(f"The last checkpoint was not written either: {error!r}")
 
-    def after_step(self, step: int, state: MetaState, loss: jax.Array, *, last: bool) -> None:
+    def after_step(self, step: int, state: MetaState, meta_loss: jax.Array, *, last: bool) -> None:
         """Write a checkpoint where one is due; raise what the writer has raised."""
-        self._losses.append(loss)
+        self._losses.append(meta_loss)
         if self._write is not None and self._write.done():
             self._wait()
         if self._due(step) or last:
@@ -135,7 +135,7 @@ class DurableRun:
         self._losses = []
         metadata: dict[str, Any] = {"step": step, "config": self._folder.config, RESERVED: _origin(state)}
         # The last one, and one that SIGTERM asked for, have fewer losses behind them, so they do not compete.
-        metadata["loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
+        metadata["meta_loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
             self._sum, self._count = 0.0, 0
         metadata["since"] = [self._sum, self._count]
@@ -146,10 +146,10 @@ class DurableRun:
 
     def _store(self, state: MetaState, metadata: Mapping[str, Any]) -> None:
         """In the writer's thread. The best comes first: a run killed in between writes this checkpoint again."""
-        loss = metadata["loss"]
-        if loss is not None and loss < self._best:
+        meta_loss = metadata["meta_loss"]
+        if meta_loss is not None and meta_loss < self._best:
             save_arrays(self._folder.best, state, metadata=metadata)
-            self._best = loss
+            self._best = meta_loss
         save_arrays(self._folder.checkpoint(metadata["step"]), state, metadata=metadata)
         for path in self._folder.checkpoints[: -self._settings.keep]:
             path.unlink()
@@ -196,7 +196,7 @@ def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[s
 def best_loss(folder: RunFolder, like: MetaState) -> float:
     """The meta-loss of `best.safetensors`; infinite where there is none."""
     try:
-        return _load(folder.best, folder, like)[1]["loss"]
+        return _load(folder.best, folder, like)[1]["meta_loss"]
     except FileNotFoundError:
         return math.inf
     except CheckpointError as error:

@@ -93,7 +93,7 @@ def meta_train(
                 if run is not None:
                     run.log(row)
             if run is not None:
-                run.after_step(step, state, metrics.loss, last=last)
+                run.after_step(step, state, metrics.meta_loss, last=last)
             if stop_requested(step):
                 if run is not None:
                     run.stop(step, state, last=last)
@@ -120,7 +120,7 @@ def _mean_row(step: int, metrics: list, seconds: float) -> dict[str, int | float
 
 
 class _Bar:
-    """A progress bar with the meta-loss and the share of finite particles; none without a label."""
+    """A progress bar with the meta-loss, the loss and the fraction of finite particles; none without a label."""
 
     def __init__(self, label: str | None, start: int, total: int):
         from tqdm.auto import tqdm
@@ -135,7 +135,8 @@ class _Bar:
 
     def show(self, row: dict[str, int | float]) -> None:
         skipped = f", {row['skipped']:.0%} skipped" if row["skipped"] else ""
-        self._bar.set_postfix_str(f"meta-loss {row['loss']:.4f}, {row['finite']:.0%} finite{skipped}", refresh=False)
+        losses = f"meta-loss {row['meta_loss']:.4f}, loss {row['loss']:.4f}"
+        self._bar.set_postfix_str(f"{losses}, {row['finite']:.0%} finite{skipped}", refresh=False)
         self._bar.update(int(row["step"]) - self._bar.n)
 
 

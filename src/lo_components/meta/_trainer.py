@@ -30,19 +30,21 @@ class MetaState(eqx.Module):
 
 
 class MetaMetrics(eqx.Module):
-    """What one meta-step reports.
+    """The metrics of one meta-step.
 
     **Arguments:**
 
-    - `loss`: the mean meta-loss of the window.
-    - `finite`: the share of particles that stayed finite.
+    - `loss`: the mean per-step loss over particles and steps.
+    - `meta_loss`: the mean contribution of the window to the meta-loss, which selects the best checkpoint.
+    - `finite`: the fraction of particles that stayed finite.
     - `grad_norm`: the global norm of the meta-gradient, before clipping.
-    - `usable`: the share of pairs (or particles) that the meta-gradient is made of.
-    - `skipped`: 1 where the meta-step was skipped, because no pair was usable or not the whole gradient finite.
-    - `diagnostics`: what the estimator reports; see [`lo_components.estimators.Estimate`][].
+    - `usable`: the fraction of pairs (or particles) that contribute to the meta-gradient.
+    - `skipped`: 1 if the meta-step was skipped, because no pair was usable or the gradient was not finite.
+    - `diagnostics`: those of the estimator; see [`lo_components.estimators.Estimate`][].
     """
 
     loss: Float[Array, ""]
+    meta_loss: Float[Array, ""]
     finite: Float[Array, ""]
     grad_norm: Float[Array, ""]
     usable: Float[Array, ""]
@@ -118,6 +120,7 @@ def meta_step(
     optimizer_state = _tree.where(good, optimizer_state, state.optimizer_state)
     metrics = MetaMetrics(
         loss=estimate.loss,
+        meta_loss=estimate.meta_loss,
         finite=estimate.finite,
         grad_norm=optax.tree.norm(estimate.grad),
         usable=estimate.usable,

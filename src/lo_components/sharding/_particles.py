@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._types import typechecked
 from ..estimators import AbstractEstimator, Estimate
 from ..meta import MetaState
-from ..unroll import InnerState
+from ..unroll import TrainState
 from ._mesh import check_mesh, placed, replicate
 
 
@@ -80,14 +80,14 @@ def _particle_shardings(arrays: PyTree[Array], mesh: Mesh, fsdp_min_size: int) -
     """Leading axes over `"particles"`, scalars everywhere; large arrays of inner training over `"fsdp"` too."""
 
     def shardings(node):
-        min_size = fsdp_min_size if _is_inner_state(node) else math.inf
+        min_size = fsdp_min_size if _is_train_state(node) else math.inf
         return jax.tree.map(lambda x: NamedSharding(mesh, _particle_spec(x.shape, mesh, min_size)), node)
 
-    return jax.tree.map(shardings, arrays, is_leaf=_is_inner_state)
+    return jax.tree.map(shardings, arrays, is_leaf=_is_train_state)
 
 
-def _is_inner_state(node: Any) -> bool:
-    return isinstance(node, InnerState)
+def _is_train_state(node: Any) -> bool:
+    return isinstance(node, TrainState)
 
 
 def _particle_spec(shape: tuple[int, ...], mesh: Mesh, min_size: int | float) -> PartitionSpec:

@@ -23,25 +23,25 @@ class AbstractAugmentation(AbstractTaskFamily):
     base: AbstractVar[AbstractTask | AbstractTaskFamily]
 
     @abc.abstractmethod
-    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree:
-        """What is changed about a task of the base."""
+    def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree:
+        """The change of one task of the base."""
 
     @abc.abstractmethod
-    def augmented(self, task: AbstractTask, drawn: PyTree) -> AbstractTask:
-        """The task with the change that was drawn."""
+    def augmented(self, task: AbstractTask, sampled: PyTree) -> AbstractTask:
+        """The task with the sampled change."""
 
     def sample(self, *, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """What the base draws, and the change."""
+        """The sample of the base, and the change."""
         base_key, key = jax.random.split(key)
-        drawn = self.base.sample(key=base_key) if isinstance(self.base, AbstractTaskFamily) else None
-        return drawn, self.draw(self._base_task(drawn), key=key)
+        sampled = self.base.sample(key=base_key) if isinstance(self.base, AbstractTaskFamily) else None
+        return sampled, self.sample_change(self._base_task(sampled), key=key)
 
-    def task(self, drawn: tuple[PyTree, PyTree]) -> AbstractTask:
+    def task(self, sampled: tuple[PyTree, PyTree]) -> AbstractTask:
         """The base's task with the change."""
-        return self.augmented(self._base_task(drawn[0]), drawn[1])
+        return self.augmented(self._base_task(sampled[0]), sampled[1])
 
-    def _base_task(self, drawn: PyTree) -> AbstractTask:
-        return self.base.task(drawn) if isinstance(self.base, AbstractTaskFamily) else self.base
+    def _base_task(self, sampled: PyTree) -> AbstractTask:
+        return self.base.task(sampled) if isinstance(self.base, AbstractTaskFamily) else self.base
 
 
 class Reparametrized(AbstractAugmentation):
@@ -67,13 +67,13 @@ class Reparametrized(AbstractAugmentation):
         if not 1.0 <= self.max_scale < math.inf:
             raise ValueError(f"`max_scale` must be at least 1, got {self.max_scale}.")
 
-    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree[Float[Array, ""]]:
+    def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree[Float[Array, ""]]:
         leaves, treedef = jax.tree.flatten(jax.eval_shape(lambda: task.init(key=jax.random.key(0))))
         bound = math.log(self.max_scale)
         return treedef.unflatten(list(jnp.exp(jax.random.uniform(key, (len(leaves),), jnp.float32, -bound, bound))))
 
-    def augmented(self, task: AbstractTask, drawn: PyTree[Float[Array, ""]]) -> AbstractTask:
-        return _ReparametrizedTask(task, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, sampled: PyTree[Float[Array, ""]]) -> AbstractTask:
+        return _ReparametrizedTask(task, sampled)  # pyright: ignore[reportCallIssue]
 
 
 class ReducedBatch(AbstractAugmentation):
@@ -98,11 +98,11 @@ class ReducedBatch(AbstractAugmentation):
         if not 0.0 < self.min_fraction <= 1.0:
             raise ValueError(f"`min_fraction` must be above 0 and at most 1, got {self.min_fraction}.")
 
-    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
+    def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_fraction), 0.0))
 
-    def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
-        return _ReducedBatchTask(task, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, sampled: Float[Array, ""]) -> AbstractTask:
+        return _ReducedBatchTask(task, sampled)  # pyright: ignore[reportCallIssue]
 
 
 class NoisyGradient(AbstractAugmentation):
@@ -126,24 +126,24 @@ class NoisyGradient(AbstractAugmentation):
         if not 0.0 < self.min_std <= self.max_std < math.inf:
             raise ValueError(f"`min_std` and `max_std` must be ordered and positive, got {self.min_std, self.max_std}.")
 
-    def draw(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
+    def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
 
-    def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
-        return _NoisyGradientTask(task, drawn)  # pyright: ignore[reportCallIssue]
+    def augmented(self, task: AbstractTask, sampled: Float[Array, ""]) -> AbstractTask:
+        return _NoisyGradientTask(task, sampled)  # pyright: ignore[reportCallIssue]
 
 
 class _AugmentedTask(AbstractTaskWrapper):
     task: AbstractTask
-    drawn: PyTree
+    sampled: PyTree
 
 
 class _ReparametrizedTask(_AugmentedTask):
     def init(self, *, key: PRNGKeyArray) -> Params:
-        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.drawn)
+        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.sampled)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.drawn), batch, key=key)
+        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.sampled), batch, key=key)
 
 
 class _ReducedBatchTask(_AugmentedTask):
@@ -152,14 +152,14 @@ class _ReducedBatchTask(_AugmentedTask):
         if split != "train":
             return batch
         size = jax.tree.leaves(batch)[0].shape[0]
-        index = jnp.arange(size) % jnp.ceil(size * self.drawn).astype(jnp.int32)
+        index = jnp.arange(size) % jnp.ceil(size * self.sampled).astype(jnp.int32)
         return jax.tree.map(lambda x: x[index], batch)
 
 
 class _NoisyGradientTask(_AugmentedTask):
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
         noise_key, loss_key = jax.random.split(key)
-        return self.task.loss(params, batch, key=loss_key) + self.drawn * _noise_gradient(params, noise_key)
+        return self.task.loss(params, batch, key=loss_key) + self.sampled * _noise_gradient(params, noise_key)
 
 
 def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:

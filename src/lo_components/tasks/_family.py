@@ -9,7 +9,7 @@ from ._base import AbstractTask
 class AbstractTaskFamily(eqx.Module):
     """A distribution of tasks of one shape: every episode of an unroll draws one and keeps it.
 
-    What is drawn should be small (numbers, not data sets), since every particle carries it. Tasks whose parameters have
+    The samples should be small (numbers, not data sets), since every particle carries one. Tasks whose parameters have
     other shapes, such as networks of several widths, go into one estimator each: see
     [`lo_components.estimators.Mixture`][].
     """
@@ -19,5 +19,5 @@ class AbstractTaskFamily(eqx.Module):
         """What tells one task of the family from another."""
 
     @abc.abstractmethod
-    def task(self, drawn: PyTree) -> AbstractTask:
-        """The task for what was drawn."""
+    def task(self, sampled: PyTree) -> AbstractTask:
+        """The task of one sample."""

@@ -108,6 +108,6 @@ class RandomRegressions(AbstractTaskFamily):
         logarithm = jax.random.uniform(spectrum_key, (self.size,), jnp.float32, -math.log(self.max_condition), 0.0)
         return jax.random.normal(solution_key, (self.size,), jnp.float32), jnp.exp(logarithm)
 
-    def task(self, drawn: tuple[Float[Array, " n"], Float[Array, " n"]]) -> LinearRegression:
-        solution, spectrum = drawn
+    def task(self, sampled: tuple[Float[Array, " n"], Float[Array, " n"]]) -> LinearRegression:
+        solution, spectrum = sampled
         return LinearRegression(solution=solution, spectrum=spectrum, noise=self.noise, batch_size=self.batch_size)

@@ -1,6 +1,8 @@
-"""Inner training in windows."""
+"""Inner training in truncation windows."""
 
+from ._base import Episode as Episode
 from ._base import InnerState as InnerState
+from ._base import TrainState as TrainState
 from ._base import TruncatedUnroll as TruncatedUnroll
 from ._base import UnrollOutput as UnrollOutput
 from ._horizons import AbstractHorizon as AbstractHorizon

@@ -8,152 +8,204 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .. import _tree
 from .._types import Params
 from ..tasks import AbstractTask, AbstractTaskFamily
-from ._horizons import AbstractHorizon
+from ._horizons import AbstractHorizon, as_horizon
 from ._inner import AbstractInnerStep, GradientStep
 from ._meta_loss import AbstractMetaLoss, MeanLoss
 
 
-class InnerState(eqx.Module):
-    """An inner training run between two windows.
+class Episode(eqx.Module):
+    """What the members of an antithetic pair share: the task, and how far its training has come.
 
     **Arguments:**
 
-    - `params`, `learner_state`: of the optimizee and of the learner.
-    - `last_loss`: of the last step; NaN in an episode that has not begun.
-    - `drawn`: what a task family drew for the episode; `None` for a task.
-    - `step`: steps of the episode's horizon that are spent.
-    - `horizon`: the episode's length in steps.
-    - `done`: whether the next window starts a new episode.
+    - `sampled`: what a task family sampled for the episode; `None` for a task.
+    - `windows`: truncation windows unrolled so far.
+    - `step`: steps of the horizon that are spent; more than those unrolled in a staggered first episode.
+    - `horizon`: the length of the episode in steps.
+    - `done`: whether the next window begins a new episode.
+    """
+
+    sampled: PyTree
+    windows: Int[Array, "..."]
+    step: Int[Array, "..."]
+    horizon: Int[Array, "..."]
+    done: Bool[Array, "..."]
+
+    @property
+    def window(self) -> Int[Array, "..."]:
+        """The index of the next window in its episode, which is 0 if it begins a new one."""
+        return jnp.where(self.done, 0, self.windows)
+
+
+class TrainState(eqx.Module):
+    """What each member of an antithetic pair has to itself.
+
+    **Arguments:**
+
+    - `params`: the parameters of the optimizee.
+    - `learner_state`: the state of the learner.
+    - `last_loss`: the loss of the last step. Before the first step it is the loss of the initial parameters if losses
+        are taken on a `split`, and otherwise 0, which is not used.
     """
 
     params: Params
     learner_state: PyTree
     last_loss: Float[Array, "..."]
-    drawn: PyTree
-    step: Int[Array, "..."]
-    horizon: Int[Array, "..."]
-    done: Bool[Array, "..."]
 
 
-class UnrollOutput(eqx.Module):
-    """What one window gives.
+class InnerState(eqx.Module):
+    """Inner training between two truncation windows.
 
     **Arguments:**
 
-    - `losses`: of each step, clipped at the task's `max_loss`; a non-finite loss counts as `max_loss`.
-    - `clipped`: the share of steps whose loss was clipped, or not finite.
+    - `episode`: the task, and how far its training has come.
+    - `train`: parameters and learner state.
+    """
+
+    episode: Episode
+    train: TrainState
+
+
+class UnrollOutput(eqx.Module):
+    """The result of one truncation window.
+
+    **Arguments:**
+
+    - `losses`: one per step, clipped at the task's `max_loss`; a non-finite loss counts as `max_loss`.
+    - `previous_loss`: the last loss before the window. In the first window of an episode this is the loss of the
+        initial parameters, which for `split=None` is `losses[0]`.
+    - `clipped`: the fraction of steps whose loss was clipped or not finite.
     - `finite`: whether every loss and every parameter stayed finite.
-    - `state`: for the next window.
+    - `state`: the state for the next window.
     """
 
     losses: Float[Array, " window"]
+    previous_loss: Float[Array, ""]
     clipped: Float[Array, ""]
     finite: Bool[Array, ""]
     state: InnerState
 
 
 class TruncatedUnroll(eqx.Module):
-    """Inner training of a task, a window of steps at a time.
+    """Inner training of a task, one truncation window of steps at a time.
 
-    Episodes end on window boundaries only, since horizons are whole numbers of windows; the window after an episode's
-    last begins with freshly initialized parameters. First episodes are staggered: part of their horizon, in whole
-    windows, counts as spent, so that particles do not restart in lockstep; the learner's own step count starts at 0.
-    A run whose loss or parameters become non-finite ends its episode with the window.
+    Episodes end at the end of a window, since horizons are whole numbers of windows. The next window then begins a new
+    episode, with freshly initialized parameters. First episodes are staggered so that particles do not restart in
+    lockstep: a part of their horizon, in whole windows, counts as spent, while the learner's own step count starts at
+    0. If a loss or a parameter becomes non-finite, the episode ends with that window.
 
     **Arguments:**
 
-    - `task`: what to train: a task, or a family from which each episode draws one.
-    - `horizon`: how long episodes last.
+    - `task`: the task to train, or a task family from which each episode samples one.
+    - `horizon`: the length of the episodes. A number of steps is a [`lo_components.unroll.ConstantHorizon`][], which
+        rounds up to whole windows.
     - `window`: steps per call.
-    - `inner_step`: what a step does; by default [`lo_components.unroll.GradientStep`][].
-    - `meta_loss`: what an episode's losses amount to.
-    - `split`: where the losses are taken. `None`: on the batch that a step trains on, before the update, which costs
-        nothing. The name of one of the task's splits: after the update, on a fresh batch of that split, for instance
-        `"train"` or `"outer_valid"`.
+    - `inner_step`: one step of inner training; by default [`lo_components.unroll.GradientStep`][].
+    - `meta_loss`: the meta-loss of an episode, from its losses.
+    - `split`: the data on which losses are taken. `None`: the training batch of the step, before the update, which
+        costs nothing. The name of one of the task's splits, for instance `"train"` or `"outer_valid"`: a fresh batch
+        of that split, after the update.
+
+    Raises `TypeError` if `horizon` is neither an integer nor a horizon, and `ValueError` if `horizon` or `window` is
+    below 1 or `window` is not an integer.
     """
 
     task: AbstractTask | AbstractTaskFamily
-    horizon: AbstractHorizon
+    horizon: AbstractHorizon = eqx.field(converter=as_horizon)
     window: int = eqx.field(static=True)
     inner_step: AbstractInnerStep = GradientStep()
     meta_loss: AbstractMetaLoss = MeanLoss()
     split: str | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
-        if not isinstance(self.horizon, AbstractHorizon):
-            raise TypeError(f"`horizon` must be a horizon, for instance `ConstantHorizon(400)`, got {self.horizon!r}.")
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"`window` must be at least 1 and a whole number, got {self.window!r}.")
 
     def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
-        """A first episode, part of whose horizon is spent."""
+        """A staggered first episode: a random part of its horizon, in whole windows, counts as spent."""
         stagger_key, key = jax.random.split(key)
-        state = self.start(learner, key=key)
-        spent = jax.random.randint(stagger_key, (), 0, state.horizon // self.window) * self.window
-        return eqx.tree_at(lambda s: s.step, state, spent)
+        state = self.new_episode(learner, key=key)
+        spent = jax.random.randint(stagger_key, (), 0, state.episode.horizon // self.window) * self.window
+        return eqx.tree_at(lambda s: s.episode.step, state, spent)
 
-    def start(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
-        """A new episode."""
+    def new_episode(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
+        """The state before the first step of a new episode."""
         init_key, horizon_key, family_key = jax.random.split(key, 3)
-        drawn = self.task.sample(key=family_key) if isinstance(self.task, AbstractTaskFamily) else None
-        params = self._task(drawn).init(key=init_key)
-        return InnerState(
-            params,
-            self.inner_step.init(learner, params),
-            jnp.full((), jnp.nan, jnp.float32),
-            drawn,
-            jnp.zeros((), jnp.int32),
-            self.horizon.sample(self.window, key=horizon_key),
-            jnp.asarray(False),
-        )
+        sampled = self.task.sample(key=family_key) if isinstance(self.task, AbstractTaskFamily) else None
+        task = self._task(sampled)
+        params = task.init(key=init_key)
+        loss = jnp.zeros((), jnp.float32)
+        if self.split is not None:
+            loss, _ = _clipped(self._held_out_loss(task, params, key=jax.random.fold_in(key, 3)), task)
+        zero = jnp.zeros((), jnp.int32)
+        episode = Episode(sampled, zero, zero, self.horizon.sample(self.window, key=horizon_key), jnp.asarray(False))
+        return InnerState(episode, TrainState(params, self.inner_step.init(learner, params), loss))
 
     def __call__(self, learner: Any, state: InnerState, *, key: PRNGKeyArray) -> UnrollOutput:
-        """Train for one window."""
-        start_key, steps_key = jax.random.split(key)
-        state = _tree.where(state.done, self.start(learner, key=start_key), state)
-        task = self._task(state.drawn)
+        """Train for one window, which begins a new episode if the last one is done."""
+        new_key, steps_key = jax.random.split(key)
+        state = _tree.where(state.episode.done, self.new_episode(learner, key=new_key), state)
+        episode, train = state.episode, state.train
+        task = self._task(episode.sampled)
 
         def step(carry, key):
             params, learner_state = carry
             key, held_out_key = (key, key) if self.split is None else jax.random.split(key)
             loss, params, learner_state = self.inner_step.step(
-                learner, task, params, learner_state, state.horizon, key=key
+                learner, task, params, learner_state, episode.horizon, key=key
             )
             if self.split is not None:
-                batch_key, loss_key = jax.random.split(held_out_key)
-                loss = task.loss(params, task.batch(key=batch_key, split=self.split), key=loss_key)
+                loss = self._held_out_loss(task, params, key=held_out_key)
             return (params, learner_state), loss.astype(jnp.float32)
 
-        (params, learner_state), losses = jax.lax.scan(
-            step, (state.params, state.learner_state), jax.random.split(steps_key, self.window)
+        (params, learner_state), raw = jax.lax.scan(
+            step, (train.params, train.learner_state), jax.random.split(steps_key, self.window)
         )
-        small = jnp.isfinite(losses) & (losses < task.max_loss)
-        clipped = jnp.where(small, losses, task.max_loss)
-        finite = jnp.all(jnp.isfinite(losses)) & _tree.all_finite(params)
-        spent = state.step + self.window
-        done = (spent >= state.horizon) | ~finite
+        losses, small = _clipped(raw, task)
+        previous_loss = train.last_loss
+        if self.split is None:
+            previous_loss = jnp.where(episode.windows == 0, losses[0], previous_loss)
+        finite = jnp.all(jnp.isfinite(raw)) & _tree.all_finite(params)
+        spent = episode.step + self.window
+        done = (spent >= episode.horizon) | ~finite
         return UnrollOutput(
-            clipped,
+            losses,
+            previous_loss,
             1.0 - jnp.mean(small, dtype=jnp.float32),
             finite,
-            InnerState(params, learner_state, clipped[-1], state.drawn, spent, state.horizon, done),
+            InnerState(
+                Episode(episode.sampled, episode.windows + 1, spent, episode.horizon, done),
+                TrainState(params, learner_state, losses[-1]),
+            ),
         )
 
-    def share(
-        self, losses: Float[Array, " window"], last_loss: Float[Array, ""], before: InnerState, after: InnerState
+    def contribution(
+        self, losses: Float[Array, " window"], previous_loss: Float[Array, ""], episode: Episode
     ) -> Float[Array, ""]:
-        """The share of a window in its episode's meta-loss.
+        """The contribution of one window to the meta-loss of its episode.
 
         **Arguments:**
 
-        - `losses`: of the window, as in [`lo_components.unroll.UnrollOutput`][].
-        - `last_loss`: the one in `before`.
-        - `before`, `after`: the states around the window.
+        - `losses`, `previous_loss`: as in [`lo_components.unroll.UnrollOutput`][].
+        - `episode`: the episode after the window.
         """
         # An episode that ends early has as many windows as it took.
-        num_windows = (jnp.where(after.done, after.step, after.horizon) // self.window).astype(jnp.float32)
-        previous = jnp.where(before.done, jnp.nan, last_loss)
-        return self.meta_loss(losses, previous, num_windows, after.done)
+        length = jnp.where(episode.done, episode.step, episode.horizon)
+        num_windows = (length // self.window).astype(jnp.float32)
+        return self.meta_loss(losses, previous_loss, num_windows, episode.done)
 
-    def _task(self, drawn: PyTree) -> AbstractTask:
-        return self.task.task(drawn) if isinstance(self.task, AbstractTaskFamily) else self.task
+    def _task(self, sampled: PyTree) -> AbstractTask:
+        return self.task.task(sampled) if isinstance(self.task, AbstractTaskFamily) else self.task
+
+    def _held_out_loss(self, task: AbstractTask, params: Params, *, key: PRNGKeyArray) -> Float[Array, ""]:
+        """The loss on a fresh batch of `split`."""
+        batch_key, loss_key = jax.random.split(key)
+        assert self.split is not None
+        return task.loss(params, task.batch(key=batch_key, split=self.split), key=loss_key)
+
+
+def _clipped(losses: Float[Array, "*n"], task: AbstractTask) -> tuple[Float[Array, "*n"], Bool[Array, "*n"]]:
+    """The losses with `max_loss` in place of larger and non-finite ones, and which of them are below `max_loss`."""
+    losses = losses.astype(jnp.float32)
+    small = jnp.isfinite(losses) & (losses < task.max_loss)
+    return jnp.where(small, losses, task.max_loss), small

@@ -1,5 +1,4 @@
 import abc
-import operator
 from typing import Any
 
 import equinox as eqx
@@ -8,15 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from .. import _tree
-
-
-def whole(steps: Any) -> Int[Array, ""]:
-    """A whole number as an int32 array."""
-    return jnp.asarray(steps if isinstance(steps, jax.Array) else operator.index(steps), jnp.int32)
+from .._tree import whole
 
 
 class AbstractHorizon(eqx.Module):
-    """How long an episode of inner training lasts, in steps: an array, so that another length compiles nothing anew."""
+    """The length of an episode of inner training in steps. It is an array, so changing it does not recompile."""
 
     @abc.abstractmethod
     def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
@@ -24,7 +19,14 @@ class AbstractHorizon(eqx.Module):
 
 
 class ConstantHorizon(AbstractHorizon):
-    """Every episode lasts `steps`, rounded up to whole windows."""
+    """Every episode lasts `steps`, rounded up to a whole number of windows.
+
+    **Arguments:**
+
+    - `steps`: the number of steps, at least 1.
+
+    Raises `TypeError` if `steps` is not a whole number, and `ValueError` if it is below 1.
+    """
 
     steps: Int[Array, ""] = eqx.field(converter=whole)
 
@@ -37,9 +39,15 @@ class ConstantHorizon(AbstractHorizon):
 
 
 class LogUniformHorizon(AbstractHorizon):
-    """Lengths whose logarithm is uniform between those of `min_steps` and `max_steps`, rounded to whole windows.
+    """Log-uniform lengths between `min_steps` and `max_steps`, rounded to whole windows.
 
-    Rounded lengths stay within the bounds; where no whole number of windows does, `min_steps` is rounded up.
+    Rounded lengths stay within the bounds. If no whole number of windows lies within them, `min_steps` is rounded up.
+
+    **Arguments:**
+
+    - `min_steps`, `max_steps`: the bounds, both included.
+
+    Raises `TypeError` if a bound is not a whole number, and `ValueError` unless `1 <= min_steps <= max_steps`.
 
     ??? cite "Source"
         The truncation schedule of muLO and LAgg-A meta-training, 100 to 1000 steps.
@@ -61,3 +69,18 @@ class LogUniformHorizon(AbstractHorizon):
         windows = jnp.round(jnp.exp(log_steps) / window).astype(jnp.int32)
         fewest = -(-self.min_steps // window)
         return window * jnp.clip(windows, fewest, jnp.maximum(fewest, self.max_steps // window))
+
+
+def as_horizon(horizon: Any) -> AbstractHorizon:
+    """A horizon as it is, a number of steps as a constant one."""
+    if isinstance(horizon, AbstractHorizon):
+        return horizon
+    try:
+        steps = whole(horizon)
+    except TypeError:
+        raise TypeError(
+            f"`horizon` must be a number of steps or a horizon such as `LogUniformHorizon(100, 1000)`, got {horizon!r}."
+        ) from None
+    if _tree.known(steps) and steps < 1:
+        raise ValueError(f"`horizon` must be at least 1, got {steps}.")
+    return ConstantHorizon(steps)

@@ -6,54 +6,57 @@ from jaxtyping import Array, Bool, Float
 
 
 class AbstractMetaLoss(eqx.Module):
-    """What an episode's losses amount to, one window at a time.
+    """Maps the losses of an episode to its meta-loss, one truncation window at a time.
 
-    Each window gives a share, such that the mean of the shares over an episode's windows is the episode's meta-loss. A
-    share is linear in the losses, so that the difference of two runs' shares is the share of their losses' difference.
+    Each window makes a contribution, and the mean of the contributions over the windows of an episode is its meta-loss.
+    A contribution may be any function of the losses, for instance the logarithm of their mean; estimators that
+    differentiate, such as [`lo_components.estimators.TruncatedBackprop`][], need it to be differentiable.
     """
 
     @abc.abstractmethod
     def __call__(
         self,
         losses: Float[Array, " window"],
-        before: Float[Array, ""],
+        previous_loss: Float[Array, ""],
         num_windows: Float[Array, ""],
         last: Bool[Array, ""],
     ) -> Float[Array, ""]:
-        """The share of one window.
+        """The contribution of one window.
 
         **Arguments:**
 
-        - `losses`: of the window's steps.
-        - `before`: the previous window's last loss; in an episode's first window NaN.
-        - `num_windows`: of the whole episode.
+        - `losses`: one per step of the window.
+        - `previous_loss`: the last loss before the window; in the first window of an episode, the loss of the initial
+            parameters.
+        - `num_windows`: the number of windows in the episode.
         - `last`: whether the episode ends with this window.
         """
 
 
 class MeanLoss(AbstractMetaLoss):
-    r"""The mean loss of all steps, $\frac1T \sum_t \ell_t$: rewards fast training and a low end alike."""
+    r"""The mean loss of all steps, $\frac1T \sum_t \ell_t$, which rewards fast training and a low final loss alike."""
 
-    def __call__(self, losses, before, num_windows, last):
+    def __call__(self, losses, previous_loss, num_windows, last):
         return jnp.mean(losses)
 
 
 class FinalLoss(AbstractMetaLoss):
-    r"""The loss of the last step, $\ell_T$. All windows but an episode's last have no share in it.
+    r"""The loss of the last step, $\ell_T$. All windows but the last contribute 0.
 
-    An episode that ends early, because it became non-finite, ends with the task's `max_loss`.
+    An episode that ends early because it became non-finite ends with the task's `max_loss`.
     """
 
-    def __call__(self, losses, before, num_windows, last):
+    def __call__(self, losses, previous_loss, num_windows, last):
         return jnp.where(last, num_windows * losses[-1], 0.0)
 
 
 class TelescopedLoss(AbstractMetaLoss):
-    r"""The decrease of the loss, $\ell_T - \ell_1$, as a sum of each window's decrease.
+    r"""The change of the loss over an episode, $\ell_T - \ell_0$, as a sum of the changes over its windows.
 
-    Its gradient is that of the final loss, but every window has a share in it. Where an episode ends early, its windows
-    but the last have counted as if it would not.
+    $\ell_0$ is the loss of the initial parameters, which does not depend on the learner, so the gradient is that of the
+    final loss. Unlike [`lo_components.unroll.FinalLoss`][], every window contributes. If an episode ends early, earlier
+    windows keep the weight of the planned length.
     """
 
-    def __call__(self, losses, before, num_windows, last):
-        return num_windows * (losses[-1] - jnp.where(jnp.isnan(before), losses[0], before))
+    def __call__(self, losses, previous_loss, num_windows, last):
+        return num_windows * (losses[-1] - previous_loss)
