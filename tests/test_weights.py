@@ -492,7 +492,6 @@ def local_class(name):
         (1j, "`others` is a complex"),
         (b"bytes", "`others` is a bytes"),
         ({(1, 2): 3}, "`others` is a dict"),
-        ({1: 2, "1": 2}, "`others` is a dict"),
         (Sign, "`others` is a class"),
         (np.floating, "`others` is a class"),
         (np.dtype(">f4"), "`others` is a Float32DType"),
@@ -691,9 +690,7 @@ def test_the_files_written_here_are_read(tmp_path):
 
 ROOT = {"class": "Anything", "fields": {"rate": {"array": "jax"}, "others": None}}
 RATE = {"rate": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
-DEEP: Any = None
-for _ in range(3000):
-    DEEP = {"tuple": [DEEP]}
+DEEP = "in place of a deep nesting, which Python's `json` would not write"
 
 HOSTILE = {
     "a class of Python": ({"class": "builtins.eval", "fields": {}}, "not of this library"),
@@ -743,6 +740,7 @@ def test_a_hostile_description_is_refused_with_the_reason(tmp_path, case):
     others, message = HOSTILE[case]
     path, description = tmp_path / "a.safetensors", {**ROOT, "fields": {**ROOT["fields"], "others": others}}
     metadata = json.dumps({RESERVED: {"version": "0.1.0", "prefix": "", "learner": description}})
+    metadata = metadata.replace(json.dumps(DEEP), 3000 * '{"tuple": [' + "1" + 3000 * "]}")
     path.write_bytes(signed(RATE, metadata, bytes(4)))
     with pytest.raises(CheckpointError, match=f"^`{path}` .*{message}"):
         weights.load(path, classes=OWN)
