@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,7 +10,6 @@ from ..parametrization import SP, AbstractParametrization, Axis
 from ._layers import Conv, Linear, check_sizes, divided
 from ._norms import BatchNorm, GroupNorm
 
-Norm = Literal["group", "batch"]
 _Normalize = Callable[[GroupNorm | BatchNorm, Float[Array, "h w c"]], Float[Array, "h w c"]]
 
 
@@ -73,7 +72,7 @@ class ResNet(eqx.Module):
         blocks: Sequence[int] = (2, 2, 2, 2),
         bottleneck: bool = False,
         width: int = 512,
-        norm: Norm = "group",
+        norm: type[GroupNorm | BatchNorm] = GroupNorm,
         large_stem: bool = False,
         parametrization: AbstractParametrization = SP(),
         base_width: int | None = None,
@@ -93,13 +92,10 @@ class ResNet(eqx.Module):
         check_sizes(in_channels=in_channels, out_size=out_size, width=width, base_width=base_width)
         if not blocks or min(blocks) < 1:
             raise ValueError(f"`blocks` must have at least one block per stage, got {blocks}.")
-        if norm not in ("group", "batch"):
-            raise ValueError(f"`norm` must be 'group' or 'batch', got {norm!r}.")
         shrink = 2 ** (len(blocks) - 1)
         what = f"8 channels times {shrink}, for {len(blocks)} stages"
         first = 8 * divided("width", width, 8 * shrink, what)
         base = None if base_width is None else divided("base_width", base_width, shrink, what)
-        make_norm = BatchNorm if norm == "batch" else GroupNorm
         stem_key, readout_key, *keys = jax.random.split(key, sum(blocks) + 2)
         x = Axis.growing(first, base)
         self.stem = Conv(
@@ -111,7 +107,7 @@ class ResNet(eqx.Module):
             use_bias=False,
             key=stem_key,
         )
-        self.stem_norm = make_norm(x)
+        self.stem_norm = norm(x)
         made = []
         for stage, count in enumerate(blocks):
             channels = Axis.growing(first, base).times(2**stage)
@@ -121,7 +117,7 @@ class ResNet(eqx.Module):
                     channels,
                     stride=2 if stage and not i else 1,
                     bottleneck=bottleneck,
-                    norm=make_norm,
+                    norm=norm,
                     parametrization=parametrization,
                     key=keys[len(made)],
                 )

@@ -133,36 +133,40 @@ class NoisyGradient(AbstractAugmentation):
         return _NoisyGradientTask(task, drawn)  # pyright: ignore[reportCallIssue]
 
 
-class _AugmentedTask(AbstractTaskWrapper):
+class _ReparametrizedTask(AbstractTaskWrapper):
     task: AbstractTask
-    drawn: PyTree
+    scales: PyTree[Float[Array, ""]]
 
-
-class _ReparametrizedTask(_AugmentedTask):
     def init(self, *, key: PRNGKeyArray) -> Params:
-        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.drawn)
+        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.scales)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.drawn), batch, key=key)
+        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.scales), batch, key=key)
 
 
-class _ReducedBatchTask(_AugmentedTask):
+class _ReducedBatchTask(AbstractTaskWrapper):
+    task: AbstractTask
+    fraction: Float[Array, ""]
+
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
         batch = self.task.batch(key=key, split=split, worker=worker)
         if split != "train":
             return batch
         size = jax.tree.leaves(batch)[0].shape[0]
-        index = jnp.arange(size) % jnp.ceil(size * self.drawn).astype(jnp.int32)
+        index = jnp.arange(size) % jnp.ceil(size * self.fraction).astype(jnp.int32)
         return jax.tree.map(lambda x: x[index], batch)
 
 
-class _NoisyGradientTask(_AugmentedTask):
+class _NoisyGradientTask(AbstractTaskWrapper):
+    task: AbstractTask
+    std: Float[Array, ""]
+
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
         noise_key, loss_key = jax.random.split(key)
-        return self.task.loss(params, batch, key=loss_key) + self.drawn * _noise_gradient(params, noise_key)
+        return self.task.loss(params, batch, key=loss_key) + self.std * _noise_gradient(params, key=noise_key)
 
 
-def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:
+def _noise_gradient(params: Params, *, key: PRNGKeyArray) -> Float[Array, ""]:
     """Zero, with a gradient of standard normal noise."""
     noise = _tree.normal_like(params, key=key)
     products = jax.tree.map(lambda p, e: jnp.sum((p - jax.lax.stop_gradient(p)) * e, dtype=jnp.float32), params, noise)
