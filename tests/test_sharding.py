@@ -90,7 +90,10 @@ def test_initial_state_is_computed_where_it_lies(runs):
             "pairs",
             "6 particles, which 4 devices cannot share equally. Choose a `num_pairs` that is a multiple of 4",
         ),
-        ("batch", "shape (5, 6), whose leading axis is not a multiple of 2, the number of devices; change the batch size"),
+        (
+            "batch",
+            "shape (5, 6), whose leading axis is not a multiple of 2, the number of devices; change the",
+        ),
         ("mesh", "make it with `make_mesh`"),
     ],
 )

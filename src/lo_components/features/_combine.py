@@ -21,7 +21,7 @@ class Concat(AbstractFeature):
         self.features = features
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return sum(f.size for f in self.features)
 
     @property
@@ -53,7 +53,7 @@ class RMSNormalized(AbstractFeature):
         self.eps = eps
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.feature.size
 
     @property

@@ -89,7 +89,7 @@ class InverseRoot(AbstractFeature):
         self.eps = eps
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.feature.size
 
     @property

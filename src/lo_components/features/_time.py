@@ -31,7 +31,7 @@ class TimeEmbedding(AbstractFeature):
             raise ValueError(f"`time_scales` must be one or more positive numbers, got {self.time_scales}.")
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return len(self.time_scales)
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

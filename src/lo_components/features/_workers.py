@@ -33,7 +33,7 @@ class WorkerDeltas(AbstractFeature):
             raise ValueError(f"`num_workers` must be at least 1, got {self.num_workers}.")
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.num_workers
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -76,7 +76,7 @@ class PooledWorkerDeltas(AbstractFeature):
         self.worker, self.mean = jax.random.normal(key, (2, size), jnp.float32)
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.worker.shape[0]
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

@@ -27,11 +27,11 @@ class LinearHead(AbstractHead):
         self.bias = jnp.zeros(out_size, jnp.float32)
 
     @property
-    def in_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def in_size(self) -> int:
         return self.weight.shape[0]
 
     @property
-    def out_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def out_size(self) -> int:
         return self.weight.shape[1]
 
     def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:

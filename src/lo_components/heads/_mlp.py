@@ -61,11 +61,11 @@ class MLPHead(AbstractHead):
         self.biases = tuple(jnp.zeros(m, jnp.float32) for m in sizes[1:])
 
     @property
-    def in_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def in_size(self) -> int:
         return self.weights[0].shape[0]
 
     @property
-    def out_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def out_size(self) -> int:
         return self.weights[-1].shape[1]
 
     @property

@@ -73,7 +73,7 @@ class Reparametrized(AbstractAugmentation):
         return treedef.unflatten(list(jnp.exp(jax.random.uniform(key, (len(leaves),), jnp.float32, -bound, bound))))
 
     def augmented(self, task: AbstractTask, drawn: PyTree[Float[Array, ""]]) -> AbstractTask:
-        return _ReparametrizedTask(task, drawn)  # pyright: ignore[reportCallIssue]
+        return _ReparametrizedTask(task, drawn)
 
 
 class ReducedBatch(AbstractAugmentation):
@@ -102,7 +102,7 @@ class ReducedBatch(AbstractAugmentation):
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_fraction), 0.0))
 
     def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
-        return _ReducedBatchTask(task, drawn)  # pyright: ignore[reportCallIssue]
+        return _ReducedBatchTask(task, drawn)
 
 
 class NoisyGradient(AbstractAugmentation):
@@ -130,7 +130,7 @@ class NoisyGradient(AbstractAugmentation):
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
 
     def augmented(self, task: AbstractTask, drawn: Float[Array, ""]) -> AbstractTask:
-        return _NoisyGradientTask(task, drawn)  # pyright: ignore[reportCallIssue]
+        return _NoisyGradientTask(task, drawn)
 
 
 class _ReparametrizedTask(AbstractTaskWrapper):

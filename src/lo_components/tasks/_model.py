@@ -57,7 +57,7 @@ class AbstractModelTask(AbstractTask[BatchT]):
     optimizee: eqx.AbstractVar[Optimizee]
 
     @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def update_scales(self) -> Scales | None:
         """One float per array, from the parametrization and the model's widths."""
         return self.optimizee.update_scales
 

@@ -14,12 +14,12 @@ class AbstractTaskWrapper(AbstractTask[Any]):
     task: AbstractVar[AbstractTask]
 
     @property
-    def update_scales(self) -> Scales | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def update_scales(self) -> Scales | None:
         """The other's."""
         return self.task.update_scales
 
     @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_loss(self) -> float:
         """The other's."""
         return self.task.max_loss
 
