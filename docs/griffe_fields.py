@@ -7,7 +7,18 @@ strings: without this, "c *shape" is read as a product.
 import ast
 import dataclasses
 
-from griffe import Class, Expr, ExprName, ExprSubscript, ExprTuple, Extension, Function, Parameter, ParameterKind
+from griffe import (
+    Attribute,
+    Class,
+    Expr,
+    ExprName,
+    ExprSubscript,
+    ExprTuple,
+    Extension,
+    Function,
+    Parameter,
+    ParameterKind,
+)
 from griffe import Parameters as ParameterList
 
 _SHAPED = {"Float", "Int", "Bool", "UInt8", "PyTree"}
@@ -19,15 +30,16 @@ class FieldsAsInit(Extension):
     def on_class(self, *, cls: Class, **kwargs) -> None:
         if "__init__" in cls.members or not cls.bases:
             return
-        parameters = [Parameter("self", kind=ParameterKind.positional_or_keyword)]
-        for field in cls.members.values():
-            if field.is_attribute and field.annotation is not None and "instance-attribute" in field.labels:
-                default, in_init = _default(field.value)
-                if in_init and not str(field.annotation).startswith("Abstract"):
-                    kind = ParameterKind.positional_or_keyword
-                    parameters.append(Parameter(field.name, annotation=field.annotation, default=default, kind=kind))
-        if len(parameters) > 1:
-            init = Function("__init__", parameters=ParameterList(*parameters), lineno=cls.lineno, endlineno=cls.lineno)
+        fields = [
+            f for f in cls.members.values() if f.is_attribute and "instance-attribute" in f.labels and f.annotation
+        ]
+        parameters = [parameter for field in fields if (parameter := _parameter(field)) is not None]
+        if parameters:
+            parameters.sort(key=lambda parameter: parameter.kind is ParameterKind.keyword_only)
+            parameters.insert(0, Parameter("self", kind=ParameterKind.positional_or_keyword))
+            init = Function(
+                "__init__", parameters=ParameterList(*parameters), lineno=cls.lineno, endlineno=cls.endlineno
+            )
             cls.set_member("__init__", init)
 
 
@@ -43,15 +55,20 @@ class ShapesAsStrings(Extension):
         _restore(attr.annotation)
 
 
-def _default(value) -> tuple[str | None, bool]:
-    """A field's default as source text, and whether it is an argument of `__init__`."""
-    if value is None:
-        return None, True
-    call = ast.parse(str(value), mode="eval").body
-    if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "eqx.field"):
-        return str(value), True
-    keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
-    return keywords.get("default"), keywords.get("init") != "False"
+def _parameter(field: Attribute) -> Parameter | None:
+    """The argument of `__init__` that a field makes, or `None`."""
+    if "AbstractVar[" in str(field.annotation) or "AbstractClassVar[" in str(field.annotation):
+        return None
+    default, options = field.value, {}
+    if default is not None:
+        call = ast.parse(str(default), mode="eval").body
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "eqx.field":
+            options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            default = options.get("default")
+    if options.get("init") == "False":
+        return None
+    kind = ParameterKind.keyword_only if options.get("kw_only") == "True" else ParameterKind.positional_or_keyword
+    return Parameter(field.name, annotation=field.annotation, default=default, kind=kind)
 
 
 def _restore(expression) -> None:

@@ -96,7 +96,7 @@ def table(
     name: str, make: Callable, learner, windows, reference_of: Callable, direction, replicates, rows, at_once=4
 ) -> None:
     """Print and collect a row for every estimator and window."""
-    print(f"\n{name}\n{'estimator':<20}{'window':>7}{'mean':>11}{'error':>10}{'off by':>13}{'deviation':>11}{'s':>5}")
+    print(f"\n{name}\n{'estimator':<20}{'window':>7}{'mean':>11}{'error':>10}{'off by':>13}{'std':>11}{'s':>5}")
     for window in windows:
         for kind, (estimator, num_windows) in make(window).items():
             begin = time.perf_counter()
@@ -106,13 +106,13 @@ def table(
             reference, reference_error = reference_of(kind, window)
             total = float(np.hypot(error, reference_error))
             off = (along.mean() - reference) / total if total > 1e-6 * abs(reference) else np.nan
-            deviation = float(np.sqrt(found.var(axis=0, ddof=1).sum()))
+            std = float(np.sqrt(found.var(axis=0, ddof=1).sum()))
             row = dict(problem=name, estimator=kind, window=window, mean=float(along.mean()), error=float(error))
-            rows.append(row | dict(reference=reference, deviation=deviation))
+            rows.append(row | dict(reference=reference, std=std))
             far = f"{off:>8.1f} s.e." if np.isfinite(off) else f"{along.mean() / reference - 1:>12.2%}"
             seconds = time.perf_counter() - begin
             print(
-                f"{kind:<20}{window:>7}{along.mean():>11.4f}{error:>10.4f}{far:>13}{deviation:>11.4f}{seconds:>5.0f}",
+                f"{kind:<20}{window:>7}{along.mean():>11.4f}{error:>10.4f}{far:>13}{std:>11.4f}{seconds:>5.0f}",
                 flush=True,
             )
 

@@ -20,6 +20,7 @@ from lo_components.parametrization import SP, MuP
 
 # Rates small enough for the first steps to be near the linear regime at the narrowest width.
 RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
+NORMS = {"group": loc.nn.GroupNorm, "batch": loc.nn.BatchNorm}
 # Steps to take: standard parametrization under Adam blows up at once, before activations saturate.
 STEPS = 3
 
@@ -37,7 +38,7 @@ def make_task(model: str, norm: str, parametrization, base_width: int | None):
         "mlp": lambda width: loc.tasks.mlp_classification(dataset, width=width, depth=3, batch_size=64, **common),
         "cnn": lambda width: loc.tasks.cnn_classification(dataset, width=width, batch_size=64, **common),
         "resnet": lambda width: loc.tasks.resnet_classification(
-            dataset, width=width, blocks=(1, 1), norm=norm, batch_size=32, **common
+            dataset, width=width, blocks=(1, 1), norm=NORMS[norm], batch_size=32, **common
         ),
         "vit": lambda width: loc.tasks.vit_classification(
             dataset, width=width, patch_size=4, depth=2, heads=4, batch_size=32, **common
@@ -93,7 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))
     parser.add_argument("--num-seeds", type=int, default=3)
-    parser.add_argument("--norm", choices=("group", "batch"), default="group", help="of the ResNet (default: group)")
+    parser.add_argument("--norm", choices=tuple(NORMS), default="group", help="of the ResNet (default: group)")
     parser.add_argument("--out", type=Path, default=Path("coordinate_check.png"))
     parser.add_argument("--smoke", action="store_true", help="everything in small")
     try:

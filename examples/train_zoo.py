@@ -59,7 +59,7 @@ def make_tasks(
             color, blocks=blocks, width=width, batch_size=batch_size // 2, **MUP
         ),
         "ResNet, batch norm": lambda: tasks.resnet_classification(
-            color, blocks=blocks, width=width, norm="batch", batch_size=batch_size // 2, **MUP
+            color, blocks=blocks, width=width, norm=loc.nn.BatchNorm, batch_size=batch_size // 2, **MUP
         ),
         "ViT": lambda: tasks.vit_classification(
             color, patch_size=patch_size, width=width, depth=2, heads=4, batch_size=batch_size, **MUP

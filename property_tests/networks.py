@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from lo_components import meta, recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
-from lo_components.nn import CNN, MLP, Conv, Linear, ResNet, TransformerLM, ViT
+from lo_components.nn import CNN, MLP, BatchNorm, Conv, GroupNorm, Linear, ResNet, TransformerLM, ViT
 from lo_components.optimizers import SGD, AbstractOptimizer, Adam, StepContext
 from lo_components.parametrization import (
     ORTHOGONALIZED,
@@ -170,7 +170,7 @@ def task(name: str, width: int, parametrization, base_width: int | None, **sizes
     if name == "cnn":
         return tasks.cnn_classification(images(), **common)
     if name in ("resnet", "resnet, batch norm"):
-        norm = "batch" if name.endswith("batch norm") else "group"
+        norm = BatchNorm if name.endswith("batch norm") else GroupNorm
         return tasks.resnet_classification(images(), blocks=(1, 1), norm=norm, **common)
     if name == "vit":
         return tasks.vit_classification(images(), patch_size=4, depth=2, heads=2, **common)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import KEY, Separable
 
-from lo_components.nn import CNN, MLP, ResNet, TransformerLM, ViT, declared_widths
+from lo_components.nn import CNN, MLP, BatchNorm, ResNet, TransformerLM, ViT, declared_widths
 from lo_components.parametrization import MuP, WidthSpec, infer_widths
 
 # By name: from width, base width and two drawn sizes to a model. Widths are multiples of 16.
@@ -19,7 +19,7 @@ ZOO = {
     "cnn": lambda n, b, p, q: CNN(p, q, width=n, depth=1 + q % 4, base_width=b, key=KEY),
     "resnet": lambda n, b, p, q: ResNet(p, q, blocks=(1, 1), width=n, base_width=b, key=KEY),
     "resnet, bottlenecks": lambda n, b, p, q: ResNet(
-        p, q, blocks=(1, 1), bottleneck=True, norm="batch", large_stem=True, width=n, base_width=b, key=KEY
+        p, q, blocks=(1, 1), bottleneck=True, norm=BatchNorm, large_stem=True, width=n, base_width=b, key=KEY
     ),
     "vit": lambda n, b, p, q: ViT((8, 8, p), q, patch_size=4, width=n, depth=1, heads=2, base_width=b, key=KEY),
     "lm": lambda n, b, p, q: TransformerLM(16 + p, width=n, depth=1, heads=2, max_length=8 + q, base_width=b, key=KEY),

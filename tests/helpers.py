@@ -1,6 +1,9 @@
 """What several test files share. Imports the package inside functions only (see conftest.py)."""
 
+import importlib
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +79,22 @@ def refusals(attempts):
         except ValueError as error:
             found[name] = f"ValueError: {error}"
     return found
+
+
+def public_objects() -> dict:
+    """Every public class and function of the package, once, with the name it is found under."""
+    objects = {}
+    for module in public_modules():
+        for name, value in vars(module).items():
+            defined_here = getattr(value, "__module__", "").startswith("lo_components")
+            if not name.startswith("_") and defined_here and (inspect.isclass(value) or inspect.isfunction(value)):
+                objects[value] = f"{module.__name__}.{name}"
+    return objects
+
+
+def public_modules() -> list:
+    """The package's public subpackages and modules."""
+    import lo_components
+
+    names = [info.name for info in pkgutil.iter_modules(lo_components.__path__) if not info.name.startswith("_")]
+    return [importlib.import_module(f"lo_components.{name}") for name in names]

@@ -128,6 +128,7 @@ def test_a_zero_gradient_leaves_the_smallest_square_in_factored_statistics():
     matrix = _run(accumulator, [jnp.zeros((2, 3))])
     vector = _run(accumulator, [jnp.zeros(3)])
     for statistic in (matrix.row, matrix.col, vector.row):
+        assert statistic is not None
         np.testing.assert_allclose(statistic, np.full(statistic.shape, 1e-30), rtol=1e-6)
 
 

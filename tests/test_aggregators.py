@@ -37,7 +37,7 @@ WORKERS = 4
 SHAPES = {"w": (3, 5), "b": (5,)}
 
 
-def rounds(aggregator, deltas, params, num_rounds=3):
+def rounds(aggregator, deltas, params, num_rounds=3) -> tuple[Any, Any]:
     """Parameters and state after some rounds with the same deltas."""
     state, aggregate = aggregator.init(params), eqx.filter_jit(aggregator.aggregate)
     for _ in range(num_rounds):

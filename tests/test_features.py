@@ -43,7 +43,7 @@ def test_worker_deltas_are_one_channel_per_worker_in_their_order():
     deltas = _array([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
     view = ft.TensorView(_array(0.0, 0.0), _array(3.0, 4.0), (), jnp.asarray(0, jnp.int32), deltas=deltas)
     np.testing.assert_array_equal(_values(ft.WorkerDeltas(3), view), deltas)
-    with pytest.raises(ValueError, match="built for 2 workers, but there are deltas of 3"):
+    with pytest.raises(ValueError, match="built for 2 workers, but got deltas from 3"):
         ft.WorkerDeltas(2)(view)
     with pytest.raises(ValueError, match="`num_workers` must be at least 1, got 0"):
         ft.WorkerDeltas(0)

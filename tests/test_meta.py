@@ -118,7 +118,7 @@ def learning_rates(num_steps, **options):
 
     def step(state, _):
         updates, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
-        return state, -updates[0]
+        return state, -jnp.asarray(updates)[0]
 
     return np.asarray(jax.jit(lambda: jax.lax.scan(step, optimizer.init(jnp.zeros(1)), length=num_steps + 1)[1])())
 
@@ -135,7 +135,7 @@ def test_the_learning_rate_warms_up_linearly_and_decays_as_a_cosine(num_steps, w
 def test_weight_decay_is_decoupled():
     optimizer = meta_optimizer(100, peak=0.01, warmup=0, weight_decay=0.5)
     updates, _ = optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.full(1, 2.0))
-    np.testing.assert_allclose(updates, [-0.01 * 0.5 * 2.0], rtol=1e-5)
+    np.testing.assert_allclose(jnp.asarray(updates), [-0.01 * 0.5 * 2.0], rtol=1e-5)
 
 
 def test_meta_steps_use_new_keys_and_depend_on_the_runs_key():

@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -153,7 +155,7 @@ def test_gradients_flow_through_as_optax_built_inside_the_function(problem):
     @eqx.filter_grad
     def meta_gradient(learned):
         transformation = as_optax(learned)
-        updates, _ = transformation.update(grads[0], transformation.init(params), params)
+        updates: Any = transformation.update(grads[0], transformation.init(params), params)[0]
         return jnp.sum(updates["w"] * grads[1]["w"])
 
     leaves = jax.tree.leaves(meta_gradient(recipes.lolv2(hidden_size=2, decays=(0.9,), key=jax.random.key(0))))

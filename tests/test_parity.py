@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +15,10 @@ golden = functools.cache(load_golden)
 
 
 # Compilation is nearly all of this file's time, so it is asked to optimize little.
-@functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+LITTLE: dict[str, Any] = {"compiler_options": {"xla_backend_optimization_level": 0}}
+
+
+@eqx.filter_jit(**LITTLE)
 def _step(learner, grads, state, params):
     update = learner.aggregate if isinstance(learner, AbstractAggregator) else learner.update
     updates, state = update(grads, state, params)

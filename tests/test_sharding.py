@@ -83,14 +83,17 @@ def test_initial_state_is_computed_where_it_lies(runs):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("devices", "`workers` x `batch` x `fsdp` is 3 x 1 x 1 x 1 = 3, but there are 8 devices. Choose sizes"),
+        ("devices", "`workers` x `batch` x `fsdp` is 3 x 1 x 1 x 1 = 3, but there are 8 devices; choose sizes"),
         ("rest", "is 2 x 1 x 3 x 1 = 6, but there are 8 devices"),
         ("size", "`fsdp` must be at least 1, got 0."),
         (
             "pairs",
             "6 particles, which 4 devices cannot share equally. Choose a `num_pairs` that is a multiple of 4",
         ),
-        ("batch", "shape (5, 6), whose leading axis 2 devices cannot share equally. Choose a batch size"),
+        (
+            "batch",
+            "shape (5, 6), whose leading axis is not a multiple of 2, the number of devices; change the",
+        ),
         ("mesh", "make it with `make_mesh`"),
     ],
 )

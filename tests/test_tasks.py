@@ -8,7 +8,7 @@ import pytest
 from meta_helpers import START, toy_images, toy_task
 
 from lo_components.data import TokenDataset, digits, image_dataset
-from lo_components.nn import MLP
+from lo_components.nn import MLP, BatchNorm
 from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
 from lo_components.tasks import (
     ImageClassification,
@@ -172,7 +172,7 @@ def toy_tokens():
     "task",
     [
         cnn_classification(small_images(), width=4, batch_size=2),
-        resnet_classification(small_images(), blocks=(1,), width=8, norm="batch", batch_size=2),
+        resnet_classification(small_images(), blocks=(1,), width=8, norm=BatchNorm, batch_size=2),
         vit_classification(small_images(), patch_size=2, width=4, depth=1, heads=2, batch_size=2),
         language_modeling(toy_tokens(), width=4, depth=1, positions=True, dropout=0.1, batch_size=2),
     ],
@@ -229,7 +229,7 @@ def test_evaluation_goes_over_every_example_once():
 
 def test_evaluation_of_a_batch_normalized_model_does_not_depend_on_the_other_images():
     tasks = [
-        resnet_classification(small_images(), blocks=(1,), width=8, norm="batch", batch_size=size) for size in (1, 3)
+        resnet_classification(small_images(), blocks=(1,), width=8, norm=BatchNorm, batch_size=size) for size in (1, 3)
     ]
     params = tasks[0].init(key=KEY)
     one, three = (t.metrics(params, split="train", key=KEY) for t in tasks)

@@ -187,7 +187,7 @@ def test_a_run_that_becomes_nan_counts_as_the_maximum_and_restarts():
     unroll, learner = quadratic_unroll(steps=100, window=5, max_loss=7.0), SGD(1e30)
     first, second = run_windows(unroll, learner, fresh(unroll, learner), 2)
     for output in (first, second):
-        np.testing.assert_allclose(output.losses, [0.5 * np.sum(START**2), 7, 7, 7, 7], rtol=1e-6)
+        np.testing.assert_allclose(output.losses, np.array([0.5 * np.sum(START**2), 7, 7, 7, 7]), rtol=1e-6)
         assert not output.finite
         assert output.state.episode.done
         assert output.state.episode.step == 5
@@ -204,7 +204,7 @@ def test_parameters_that_become_non_finite_in_the_last_step_are_noticed():
 def test_a_large_but_finite_loss_is_clipped_and_stays_finite():
     unroll, learner = quadratic_unroll(steps=10, window=5, max_loss=7.0), Drift(jnp.full(3, 10.0))
     (output,) = run_windows(unroll, learner, fresh(unroll, learner), 1)
-    np.testing.assert_allclose(output.losses, [0.5 * np.sum(START**2), 7, 7, 7, 7], rtol=1e-6)
+    np.testing.assert_allclose(output.losses, np.array([0.5 * np.sum(START**2), 7, 7, 7, 7]), rtol=1e-6)
     assert output.finite and not output.state.episode.done
 
 

@@ -1,4 +1,4 @@
-"""Figures from results. Needs matplotlib (extra `[plots]`), imported when a function is called."""
+"""Figures of results. They need matplotlib (extra `[plots]`), which is imported when a function is called."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import numpy as np
 
 from .meta import CoordinateCheck
 
-# Colour-blind safe, by order of appearance. Once they are used up lines are dashed, then dash-dotted.
+# Safe for color blindness, in order of appearance. After the last color, lines are dashed, then dash-dotted.
 _COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -23,20 +23,22 @@ def training_curves(
     unit: str = "step",
     per_step: float = 1.0,
 ) -> None:
-    """Save one panel of training curves per task, side by side on one logarithmic scale.
+    """Save training curves, one panel per task, side by side on a shared logarithmic scale.
 
-    Lines are medians over seeds of the loss, smoothed over 20 steps; bands reach from the lowest to the highest seed. A
-    non-finite loss ends a line.
+    Lines show the median loss over seeds, smoothed over 20 steps; bands span all seeds. A line ends at the first loss
+    that is not finite.
 
     **Arguments:**
 
-    - `panels`: by panel title, the losses `[seeds, steps]` of each optimizer by name; one line style per name.
-    - `path`: the image file; its suffix chooses the format.
-    - `title`: above all panels.
-    - `horizon`: where to mark the end of meta-training's longest horizon, in steps.
-    - `floor`: losses below it are drawn at it.
-    - `unit`: what the horizontal axis counts, for instance `"round"`.
-    - `per_step`: how many of them a step is, for instance the bytes that it sends.
+    - `panels`: maps the title of each panel to the losses `[seeds, steps]` of each optimizer by name.
+    - `path`: the image file; its suffix sets the format.
+    - `title`: the title above all panels.
+    - `horizon`: the longest horizon of meta-training in steps, marked by a vertical line.
+    - `floor`: smaller losses are shown as this value.
+    - `unit`: the label of the horizontal axis, for instance `"round"`.
+    - `per_step`: how many units a step counts, for instance the bytes that it sends.
+
+    Raises `ImportError` if matplotlib is missing.
     """
     with _figure(len(panels), path, title) as axes:
         names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
@@ -65,7 +67,7 @@ def training_curves(
 
 
 def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
-    """The mean of the last `window` losses, of fewer at the start; NaN from a non-finite loss on."""
+    """The mean of the last `window` losses, or of all so far; NaN from the first loss that is not finite."""
     total = np.cumsum(np.where(np.isfinite(losses), losses, np.nan), axis=1)
     before = np.concatenate([np.zeros_like(total[:, :1]), total], axis=1)[:, :-1]
     start = np.maximum(np.arange(losses.shape[1]) - window + 1, 0)
@@ -74,16 +76,18 @@ def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
 
 
 def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *, title: str = "") -> None:
-    """Save one panel per coordinate check: the change of each layer's pre-activations over the width, after each step.
+    """Save coordinate checks, one panel each: the change of each layer's pre-activations against the width.
 
-    Flat lines are what muP promises. Both axes are logarithmic; later steps are darker, and changes of exactly zero are
-    left out.
+    Under muP, lines should be flat. Both axes are logarithmic, later steps are darker, and changes of exactly zero are
+    omitted.
 
     **Arguments:**
 
-    - `checks`: results of [`lo_components.meta.coordinate_check`][] by panel title.
-    - `path`: the image file; its suffix chooses the format.
-    - `title`: above all panels.
+    - `checks`: maps the title of each panel to a result of [`lo_components.meta.coordinate_check`][].
+    - `path`: the image file; its suffix sets the format.
+    - `title`: the title above all panels.
+
+    Raises `ImportError` if matplotlib is missing.
 
     ??? cite "Source"
         Figure 1 of muLO (arXiv 2406.00153).
@@ -118,17 +122,19 @@ def transfer(
     *,
     title: str = "",
 ) -> None:
-    """Save one panel per parametrization: the loss over the learning rate, a line for each width.
+    """Save learning-rate sweeps, one panel per parametrization: the loss against the learning rate for each width.
 
-    Lines are medians over seeds, bands reach from the lowest to the highest, and the best learning rate of each width
-    is marked. Losses that are not finite are left out.
+    Lines show the median over seeds, bands span all seeds, and dots mark the best learning rate of each width. Losses
+    that are not finite are omitted.
 
     **Arguments:**
 
-    - `panels`: by panel title, the final losses `[learning rates, seeds]` by width.
-    - `learning_rates`: `[learning rates]`.
-    - `path`: the image file; its suffix chooses the format.
-    - `title`: above all panels.
+    - `panels`: maps the title of each panel to the final losses `[learning rates, seeds]` of each width.
+    - `learning_rates`: the learning rates, `[learning rates]`.
+    - `path`: the image file; its suffix sets the format.
+    - `title`: the title above all panels.
+
+    Raises `ImportError` if matplotlib is missing.
     """
     with _figure(len(panels), path, title) as axes:
         for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
@@ -152,16 +158,19 @@ def transfer(
 
 
 def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
-    """Save two panels per problem: what estimators of a meta-gradient find on average, and how much single ones vary.
+    """Save the bias and the variance of meta-gradient estimators, two panels per problem.
 
-    Means are divided by the reference; bars are two standard errors.
+    The left panel shows means with two standard errors, the right one standard deviations, both divided by the
+    reference.
 
     **Arguments:**
 
-    - `rows`: one per estimator and window, with `"problem"`, `"estimator"`, `"window"`, `"mean"`, `"error"`,
-        `"reference"` and `"deviation"`.
-    - `path`: the image file; its suffix chooses the format.
-    - `title`: above all panels.
+    - `rows`: one per estimator and window, with the keys `"problem"`, `"estimator"`, `"window"`, `"mean"`, `"error"`
+        (the standard error), `"reference"` (the exact meta-gradient) and `"std"`.
+    - `path`: the image file; its suffix sets the format.
+    - `title`: the title above all panels.
+
+    Raises `ImportError` if matplotlib is missing.
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     names = list(dict.fromkeys(row["estimator"] for row in rows))
@@ -170,29 +179,29 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
             for j, name in enumerate(names):
                 some = [row for row in rows if (row["problem"], row["estimator"]) == (problem, name)]
                 look = dict(color=_COLORS[j % len(_COLORS)], label=name, linewidth=1.4, marker="o", markersize=4)
-                # Side by side, where they would cover each other.
+                # Shifted, so that they do not cover each other.
                 windows = [row["window"] * 1.04 ** (j - len(names) / 2) for row in some]
                 means = [row["mean"] / row["reference"] for row in some]
                 errors = [2 * row["error"] / abs(row["reference"]) for row in some]
                 axes[2 * i].errorbar(windows, means, errors, **look)
-                axes[2 * i + 1].plot(windows, [row["deviation"] / abs(row["reference"]) for row in some], **look)
+                axes[2 * i + 1].plot(windows, [row["std"] / abs(row["reference"]) for row in some], **look)
             axes[2 * i].axhline(1.0, color="black", linewidth=0.8, linestyle=":")
             axes[2 * i].set_title(f"{problem}\nmean over reference", fontsize=10)
-            axes[2 * i + 1].set_title(f"{problem}\ndeviation over reference", fontsize=10)
+            axes[2 * i + 1].set_title(f"{problem}\nstandard deviation over reference", fontsize=10)
             axes[2 * i + 1].set_yscale("log")
         for axis in axes:
-            axis.set_xlabel("window")
+            axis.set_xlabel("truncation window")
             axis.set_xscale("log")
         axes[0].legend(fontsize=8, frameon=False)
 
 
 @contextmanager
 def _figure(num_panels: int, path: str | Path, title: str, share: bool = True) -> Iterator[Sequence[Any]]:
-    """Axes side by side, with one vertical scale or one each, saved at the end of the block."""
+    """Axes side by side, saved at the end of the block; `share`: on a common vertical scale."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("Figures need matplotlib: `pip install lo-components[plots]`.") from None
+        raise ImportError("Figures need matplotlib; install it with `pip install lo-components[plots]`.") from None
     figure = Figure(figsize=(3.4 * num_panels, 3.6), layout="constrained")
     axes = figure.subplots(1, num_panels, sharey=share, squeeze=False)[0]
     yield axes

@@ -1,4 +1,4 @@
-"""Recurrences over the gradients of one tensor."""
+"""Recurrences over the gradients of one tensor, such as momentum."""
 
 from ._base import AbstractAccumulator as AbstractAccumulator
 from ._base import AbstractStatistic as AbstractStatistic

@@ -9,20 +9,20 @@ StateT = TypeVar("StateT")
 
 
 class AbstractStatistic(eqx.Module):
-    """What one accumulator tells the features about one tensor.
+    """The result of one accumulator for one tensor, which features read.
 
-    Every array of a statistic has a leading channel axis, followed by axes that broadcast against the tensor's:
-    a full-size moment is `[c, *shape]`, the row factors of a matrix are `[c, rows, 1]`. That is all a caller needs
-    to know to hand features a slice of the tensor.
+    Every array of a statistic has a leading channel axis; its other axes broadcast against those of the tensor. A full
+    moment is `[c, *shape]`, the row factors of a matrix are `[c, rows, 1]`. This is enough to slice a statistic along
+    with its tensor.
     """
 
 
 class AbstractAccumulator(eqx.Module, Generic[StateT]):
-    """Remembers something about the gradients of *one* tensor, from step to step.
+    """A recurrence over the gradients of *one* tensor.
 
-    An accumulator is a small recurrence: `init` gives the state before the first gradient, `update` folds one
-    gradient in, `read` turns the state into the statistic that features ask for by its type (`produces`). Whatever
-    needs a reduction over the tensor's axes belongs into `read`. States are float32 for every parameter dtype.
+    `init` returns the state before the first gradient, `update` folds in one gradient, and `read` turns the state into
+    a statistic, which features request by its type (`produces`). Reductions over the axes of the tensor belong in
+    `read`. States are float32 for every parameter dtype.
     """
 
     produces: AbstractClassVar[type[AbstractStatistic]]
@@ -33,8 +33,8 @@ class AbstractAccumulator(eqx.Module, Generic[StateT]):
 
     @abc.abstractmethod
     def update(self, grad: Float[Array, "*shape"], state: StateT) -> StateT:
-        """The state after `grad`."""
+        """The state that follows `state` once `grad` is folded in."""
 
     @abc.abstractmethod
     def read(self, state: StateT) -> AbstractStatistic:
-        """The statistic of type `produces` that `state` stands for."""
+        """The statistic of type `produces` for `state`."""

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 class Decays(eqx.Module):
     r"""Decay rates of exponential moving averages, constant or meta-learned.
 
-    A meta-learned decay is stored as an unconstrained offset $u$ (zero at first) from its initial value $b_0$,
+    A meta-learned decay is stored as an unconstrained offset $u$ from its initial value $b_0$,
 
     $$b = 1 - \exp\bigl(10\,(\ln(1 - b_0)/10 + u)\bigr),$$
 
-    so $u = 0$ gives $b_0$ and any $u$ gives $b < 1$. $b$ may become negative; accumulators of squares clip it.
+    so that $u = 0$, the initial offset, gives $b_0$, and every $u$ gives $b < 1$. $b$ may become negative; accumulators
+    of squares clip it at 0.
 
     ??? cite "Source"
         The parametrization of `AdafacMLPLOpt` (small_fc_lopt) in google/learned_optimization.
@@ -26,7 +27,9 @@ class Decays(eqx.Module):
         """**Arguments:**
 
         - `initial`: the decay rates at initialization, each in `[0, 1)`.
-        - `learnable`: whether the offsets are arrays, and so part of the meta-parameters.
+        - `learnable`: whether the decay rates are meta-learned.
+
+        Raises `ValueError` if `initial` is empty or a rate lies outside `[0, 1)`.
         """
         self.initial = tuple(float(b) for b in initial)
         self.offset = jnp.zeros(len(self.initial), jnp.float32) if learnable else None

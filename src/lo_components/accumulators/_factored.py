@@ -12,9 +12,9 @@ from ._decays import Decays
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axes `(d1, d0)` of the second largest and the largest size; of equal sizes the later axis counts as larger.
+    """The axes `(d1, d0)` of the second largest and the largest size; the later of two equal axes counts as larger.
 
-    `None` below rank 2, where there is nothing to factor.
+    `None` below rank 2.
     """
     if len(shape) < 2:
         return None
@@ -28,9 +28,12 @@ def safe_rsqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class FactoredState(eqx.Module):
-    """Averages of the squared gradient over the largest axis (`row`) and over the second largest (`col`).
+    """Moving averages of the squared gradient, averaged over one axis, which is kept with size 1.
 
-    Both keep the averaged axis with size 1. Below rank 2, `row` is the full average of squares and `col` is `None`.
+    **Arguments:**
+
+    - `row`: averaged over the largest axis; below rank 2 the full second moment.
+    - `col`: averaged over the second largest axis; `None` below rank 2.
     """
 
     row: Float[Array, "c *row_shape"]
@@ -38,11 +41,17 @@ class FactoredState(eqx.Module):
 
 
 class FactoredSecondMoment(AbstractStatistic):
-    r"""Row and column statistics $R$, $C$ of the squared gradient, and the factors that precondition with them.
+    r"""Row and column statistics $R$, $C$ of the squared gradient, and Adafactor's preconditioning factors.
 
-    From rank 2 on, `row` is $R$, `col` is $C$, and $g \cdot$ `row_factor` $\cdot$ `col_factor` is Adafactor's
-    preconditioned gradient. Below rank 2 (`diagonal`) both statistics are the full second moment $V$,
-    `row_factor` is $(V + 10^{-9})^{-1/2}$ and `col_factor` is 1.
+    Adafactor's preconditioned gradient is $g \cdot$ `row_factor` $\cdot$ `col_factor`.
+
+    **Arguments:**
+
+    - `row`: $R$; below rank 2 the full second moment $V$.
+    - `col`: $C$; below rank 2 $V$ again.
+    - `row_factor`: $r$; below rank 2 $(V + 10^{-9})^{-1/2}$.
+    - `col_factor`: $c$; below rank 2 it is 1.
+    - `diagonal`: whether the tensor has a rank below 2.
     """
 
     row: Float[Array, "c *row_shape"]
@@ -60,8 +69,9 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
     $$R \leftarrow b R + (1 - b)\,\mathrm{mean}_{d_0}\, q, \qquad C \leftarrow b C + (1 - b)\,\mathrm{mean}_{d_1}\, q,$$
 
     and the factors are $r = \max(R / (\mathrm{mean}_{d_1} R + 10^{-9}), 10^{-9})^{-1/2}$ and
-    $c = \max(C, 10^{-9})^{-1/2}$. There is no minimum size; other axes are kept. Below rank 2 the full second moment
-    is kept. Memory: $c\,(n/d_0 + n/d_1)$ floats for a tensor of $n$ elements, not $c\,n$.
+    $c = \max(C, 10^{-9})^{-1/2}$. All other axes are kept, and there is no minimum size for factoring. Below
+    rank 2 the full second moment is stored. Memory: $c\,(n/d_0 + n/d_1)$ floats for a tensor of $n$ elements instead
+    of $c\,n$.
 
     ??? cite "Source"
         Shazeer & Stern, *Adafactor* (arXiv 1804.04235), algorithm 4; constants of small_fc_lopt
@@ -74,8 +84,8 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
     def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):
         """**Arguments:**
 
-        - `decays`: initial decay rates, in `[0, 1)`; one row and one column channel each.
-        - `learnable`: whether the decay rates are meta-parameters.
+        - `decays`: initial decay rates in `[0, 1)`, each with one row and one column channel.
+        - `learnable`: whether the decay rates are meta-learned.
         """
         self.decays = Decays(decays, learnable=learnable)
 

@@ -9,19 +9,29 @@ from ._decays import Decays
 
 
 class FirstMoment(AbstractStatistic):
-    """Exponential moving averages of the gradient, one per decay rate."""
+    """Exponential moving averages of the gradient, one per decay rate.
+
+    **Arguments:**
+
+    - `m`: the averages, `[c, *shape]`.
+    """
 
     m: Float[Array, "c *shape"]
 
 
 class SecondMoment(AbstractStatistic):
-    """Exponential moving averages of the squared gradient, one per decay rate."""
+    """Exponential moving averages of the squared gradient, one per decay rate.
+
+    **Arguments:**
+
+    - `v`: the averages, `[c, *shape]`.
+    """
 
     v: Float[Array, "c *shape"]
 
 
 class Momentum(AbstractAccumulator[FirstMoment]):
-    r"""$m_i \leftarrow b_i m_i + (1 - b_i)\, g$ for every decay rate $b_i$, from zero, without bias correction.
+    r"""$m_i \leftarrow b_i m_i + (1 - b_i)\, g$ for every decay rate $b_i$, starting at zero, without bias correction.
 
     Linear in the gradient: scaling every gradient by $s$ scales $m$ by $s$.
 
@@ -36,8 +46,8 @@ class Momentum(AbstractAccumulator[FirstMoment]):
     def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):
         """**Arguments:**
 
-        - `decays`: initial decay rates, in `[0, 1)`; one channel each.
-        - `learnable`: whether the decay rates are meta-parameters.
+        - `decays`: initial decay rates in `[0, 1)`, one channel each.
+        - `learnable`: whether the decay rates are meta-learned.
         """
         self.decays = Decays(decays, learnable=learnable)
 
@@ -53,9 +63,9 @@ class Momentum(AbstractAccumulator[FirstMoment]):
 
 
 class SquaredMomentum(AbstractAccumulator[SecondMoment]):
-    r"""$v_i \leftarrow b_i v_i + (1 - b_i)\, g^2$ with $b_i$ clipped to $[0, 1]$, from zero, without bias correction.
+    r"""$v_i \leftarrow b_i v_i + (1 - b_i)\, g^2$ for every decay rate $b_i$, from zero, without bias correction.
 
-    Quadratic in the gradient: scaling every gradient by $s$ scales $v$ by $s^2$.
+    Rates are clipped to $[0, 1]$. Quadratic in the gradient: scaling every gradient by $s$ scales $v$ by $s^2$.
 
     ??? cite "Source"
         As used by small_fc_lopt (google/learned_optimization, `AdafacMLPLOpt`).
@@ -67,8 +77,8 @@ class SquaredMomentum(AbstractAccumulator[SecondMoment]):
     def __init__(self, decays: Sequence[float] = (0.999,), *, learnable: bool = False):
         """**Arguments:**
 
-        - `decays`: initial decay rates, in `[0, 1)`; one channel each.
-        - `learnable`: whether the decay rates are meta-parameters.
+        - `decays`: initial decay rates in `[0, 1)`, one channel each.
+        - `learnable`: whether the decay rates are meta-learned.
         """
         self.decays = Decays(decays, learnable=learnable)
 

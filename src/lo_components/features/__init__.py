@@ -1,4 +1,4 @@
-"""What a head sees of each parameter."""
+"""The inputs of a head, computed for each parameter."""
 
 from ._base import AbstractFeature as AbstractFeature
 from ._base import Channels as Channels

@@ -9,19 +9,19 @@ from ._base import AbstractFeature, Channels, TensorView, unnormalized
 
 
 class Concat(AbstractFeature):
-    """The channels of several features, one after the other. The order is the order of the head's input weights."""
+    """Several features, concatenated. Their order is that of the head's input weights."""
 
     features: tuple[AbstractFeature, ...]
 
     def __init__(self, *features: AbstractFeature):
         """**Arguments:**
 
-        - `features`: the features, in order.
+        - `features`: the features to concatenate.
         """
         self.features = features
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return sum(f.size for f in self.features)
 
     @property
@@ -33,11 +33,11 @@ class Concat(AbstractFeature):
 
 
 class RMSNormalized(AbstractFeature):
-    r"""Every channel $x$ of another feature, divided by its root mean square over the tensor:
+    r"""Divide every channel $x$ of a feature by its root mean square over the tensor:
     $x\,(\epsilon + \mathrm{mean}(x^2))^{-1/2}$.
 
-    Invariant to the scale of the channel as long as its mean square is well above $\epsilon$; the normalizer is a lazy
-    scale, so no normalized copy of the channel is ever written. The mean of an empty tensor's channel counts as 0.
+    Invariant to the scale of the channel as long as its mean square is well above $\epsilon$. The normalizer is a lazy
+    scale, so no normalized copy of the channel is written. For an empty tensor the mean counts as 0.
     """
 
     feature: AbstractFeature
@@ -46,14 +46,14 @@ class RMSNormalized(AbstractFeature):
     def __init__(self, feature: AbstractFeature, eps: float = 1e-5):
         """**Arguments:**
 
-        - `feature`: whose channels to normalize.
+        - `feature`: the feature to normalize.
         - `eps`: added to the mean square.
         """
         self.feature = feature
         self.eps = eps
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.feature.size
 
     @property

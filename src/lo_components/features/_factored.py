@@ -8,8 +8,12 @@ from ._base import AbstractFeature, Channels, TensorView
 class FactoredGradient(AbstractFeature):
     r"""Adafactor's preconditioned gradient $g\, r_i\, c_i$, one channel per decay rate.
 
-    Invariant to the scale of the gradient away from the floors. Requires
+    Invariant to the scale of the gradient unless a floor is active. Requires
     [`lo_components.accumulators.FactoredSquares`][] with `size` decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
     """
 
     size: int = eqx.field(default=3, static=True)
@@ -28,9 +32,14 @@ class FactoredMomenta(AbstractFeature):
 
     Below rank 2 they are $m_i\,(V_i + \epsilon)^{-1/2}$.
 
-    Invariant to the scale of the gradient away from the floors. Requires
+    Invariant to the scale of the gradient unless a floor is active. Requires
     [`lo_components.accumulators.Momentum`][] and [`lo_components.accumulators.FactoredSquares`][], both with `size`
     decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
+    - `eps`: $\epsilon$, used below rank 2 only.
     """
 
     size: int = eqx.field(default=3, static=True)
@@ -48,9 +57,13 @@ class FactoredMomenta(AbstractFeature):
 
 
 class RowSquares(AbstractFeature):
-    """The row statistics $R_i$ of the squared gradient (below rank 2 the full second moment), in natural shape.
+    """The row statistics $R_i$ of the squared gradient (below rank 2 the full second moment), not tiled.
 
     Quadratic in the gradient. Requires [`lo_components.accumulators.FactoredSquares`][] with `size` decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
     """
 
     size: int = eqx.field(default=3, static=True)
@@ -64,9 +77,13 @@ class RowSquares(AbstractFeature):
 
 
 class ColumnSquares(AbstractFeature):
-    """The column statistics $C_i$ of the squared gradient (below rank 2 the full second moment), in natural shape.
+    """The column statistics $C_i$ of the squared gradient (below rank 2 the full second moment), not tiled.
 
     Quadratic in the gradient. Requires [`lo_components.accumulators.FactoredSquares`][] with `size` decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
     """
 
     size: int = eqx.field(default=3, static=True)

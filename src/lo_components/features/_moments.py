@@ -9,6 +9,10 @@ class Momenta(AbstractFeature):
     """The first moments $m_i$, one channel per decay rate.
 
     Linear in the gradient. Requires [`lo_components.accumulators.Momentum`][] with `size` decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
     """
 
     size: int = eqx.field(default=3, static=True)
@@ -25,6 +29,10 @@ class Squares(AbstractFeature):
     """The second moments $v_i$, one channel per decay rate.
 
     Quadratic in the gradient. Requires [`lo_components.accumulators.SquaredMomentum`][] with `size` decay rates.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates.
     """
 
     size: int = eqx.field(default=1, static=True)
@@ -38,11 +46,16 @@ class Squares(AbstractFeature):
 
 
 class NormalizedMomenta(AbstractFeature):
-    r"""$m_i\,(v + \epsilon)^{-1/2}$, one channel per decay rate of the momenta, with a single second moment $v$.
+    r"""Momenta $m_i\,(v + \epsilon)^{-1/2}$ over a single second moment $v$, one channel per decay rate of the momenta.
 
     Invariant to the scale of the gradient as long as $v \gg \epsilon$. Requires
     [`lo_components.accumulators.Momentum`][] with `size` decay rates and
     [`lo_components.accumulators.SquaredMomentum`][] with one.
+
+    **Arguments:**
+
+    - `size`: the number of decay rates of the momenta.
+    - `eps`: $\epsilon$.
     """
 
     size: int = eqx.field(default=3, static=True)
@@ -58,9 +71,9 @@ class NormalizedMomenta(AbstractFeature):
 
 
 class InverseRoot(AbstractFeature):
-    r"""$(x + \epsilon)^{-1/2}$ of every channel $x \ge 0$ of another feature.
+    r"""The inverse root $(x + \epsilon)^{-1/2}$ of every channel $x \ge 0$ of a feature.
 
-    Scales with the inverse of the gradient when $x$ is a second moment well above $\epsilon$.
+    Inversely proportional to the gradient if $x$ is a second moment well above $\epsilon$.
     """
 
     feature: AbstractFeature
@@ -69,14 +82,14 @@ class InverseRoot(AbstractFeature):
     def __init__(self, feature: AbstractFeature, eps: float = 1e-8):
         """**Arguments:**
 
-        - `feature`: whose channels to take the inverse root of.
+        - `feature`: the feature to transform.
         - `eps`: added to each channel.
         """
         self.feature = feature
         self.eps = eps
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.feature.size
 
     @property

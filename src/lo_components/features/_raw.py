@@ -4,9 +4,9 @@ from ._base import AbstractFeature, Channels, TensorView
 
 
 class Gradient(AbstractFeature):
-    """The gradient $g$ itself, one channel. For aggregators: the mean of the workers' deltas.
+    """The gradient $g$ itself, one channel. For aggregators it is the mean of the workers' deltas.
 
-    Scaling the gradient by $s$ scales it by $s$.
+    Linear in the gradient.
     """
 
     size: int = eqx.field(default=1, init=False, static=True)
@@ -16,7 +16,7 @@ class Gradient(AbstractFeature):
 
 
 class Parameter(AbstractFeature):
-    """The parameter $p$ before the step, one channel. Does not depend on the gradient."""
+    """The parameter $p$ before the step, one channel. Independent of the gradient."""
 
     size: int = eqx.field(default=1, init=False, static=True)
 

@@ -7,9 +7,9 @@ from ._base import AbstractFeature, Channels, TensorView
 
 
 class TimeEmbedding(AbstractFeature):
-    r"""$\tanh(t/\tau - 1)$ for each time scale $\tau$, where $t$ is the number of steps taken before this one.
+    r"""The embedding $\tanh(t/\tau - 1)$ of the step $t$, counted from 0, for each time scale $\tau$.
 
-    In $[-0.77, 1]$; does not depend on the gradient or on the length of training.
+    Values lie in $[-0.77, 1]$. Independent of the gradient and of the length of training.
 
     ??? cite "Source"
         Metz et al. (arXiv 2009.11243); time scales of small_fc_lopt (google/learned_optimization).
@@ -20,7 +20,9 @@ class TimeEmbedding(AbstractFeature):
     def __init__(self, time_scales: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):
         """**Arguments:**
 
-        - `time_scales`: the time scales $\\tau$ in steps, each positive; one channel each.
+        - `time_scales`: the time scales $\\tau$ in steps, all positive, one channel each.
+
+        Raises `ValueError` if `time_scales` is empty or one of them is not positive.
         """
         self.time_scales = tuple(float(tau) for tau in time_scales)
 
@@ -29,7 +31,7 @@ class TimeEmbedding(AbstractFeature):
             raise ValueError(f"`time_scales` must be one or more positive numbers, got {self.time_scales}.")
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return len(self.time_scales)
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

@@ -7,11 +7,11 @@ from ._base import AbstractFeature, Channels, TensorView
 
 
 class WorkerDeltas(AbstractFeature):
-    """Every worker's delta $d_k$ (new minus old), one channel per worker in their order.
+    """Every worker's delta $d_k$ (new minus old parameters), one channel per worker, in order.
 
-    Scaling the deltas by $s$ scales it by $s$. For the pipeline of a `LearnedAggregator`, which fills `view.deltas`.
+    Linear in the deltas. Only for learned aggregators, whose tensor views have deltas.
 
-    Raises `ValueError` for a view without deltas, or with those of another number of workers.
+    Raises `ValueError` if the view has no deltas, or the deltas of another number of workers.
 
     ??? cite "Source"
         LAgg-A of *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
@@ -22,7 +22,9 @@ class WorkerDeltas(AbstractFeature):
     def __init__(self, num_workers: int):
         """**Arguments:**
 
-        - `num_workers`: how many workers there are; the head's first weights depend on it.
+        - `num_workers`: the number of workers, on which the shape of the head's first weights depends.
+
+        Raises `ValueError` if `num_workers` is below 1.
         """
         self.num_workers = num_workers
 
@@ -31,28 +33,28 @@ class WorkerDeltas(AbstractFeature):
             raise ValueError(f"`num_workers` must be at least 1, got {self.num_workers}.")
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.num_workers
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         deltas = _deltas(view, "WorkerDeltas")
         if len(deltas) != self.num_workers:
             raise ValueError(
-                f"`WorkerDeltas` was built for {self.num_workers} workers, but there are deltas of {len(deltas)}; "
+                f"`WorkerDeltas` was built for {self.num_workers} workers, but got deltas from {len(deltas)}; "
                 "mark missing workers in `StepContext.present` instead of leaving them out."
             )
         return (Channels(deltas),)
 
 
 class PooledWorkerDeltas(AbstractFeature):
-    r"""What the workers' deltas $d_k$ have in common, for any number $K$ of workers in any order, one channel per $j$:
+    r"""A pooled embedding of the workers' deltas $d_k$, for any number $K$ of workers in any order. Channel $j$ is
 
     $$\frac1K \sum_k \max(0,\; a_j d_k + b_j \bar d),$$
 
-    with the mean delta $\bar d$ and learned $a$, $b$: a shared embedding of each worker, pooled. The channels tell how
-    far workers agree on an element, which the mean cannot. Scaling the deltas by $s > 0$ scales it by $s$.
+    with the mean delta $\bar d$ and learned $a$, $b$. The channels show how far the workers agree on an element, which
+    the mean does not. Scaling the deltas by $s > 0$ scales the channels by $s$.
 
-    Raises `ValueError` for a view without deltas.
+    Raises `ValueError` if the view has no deltas.
 
     ??? cite "Source"
         Zaheer et al., *Deep Sets* (arXiv 1703.06114), theorem 2, in the place of `WorkerDeltas` in LAgg-A.
@@ -64,15 +66,17 @@ class PooledWorkerDeltas(AbstractFeature):
     def __init__(self, size: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `size`: how many channels.
+        - `size`: the number of channels.
         - `key`: for the initial embedding.
+
+        Raises `ValueError` if `size` is below 1.
         """
         if size < 1:
             raise ValueError(f"`size` must be at least 1, got {size}.")
         self.worker, self.mean = jax.random.normal(key, (2, size), jnp.float32)
 
     @property
-    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def size(self) -> int:
         return self.worker.shape[0]
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -86,5 +90,5 @@ class PooledWorkerDeltas(AbstractFeature):
 
 def _deltas(view: TensorView, name: str) -> Float[Array, "workers *shape"]:
     if view.deltas is None:
-        raise ValueError(f"`{name}` needs the workers' deltas: use it in the pipeline of a `LearnedAggregator`.")
+        raise ValueError(f"`{name}` needs the workers' deltas; use it in a `LearnedAggregator`, not in an optimizer.")
     return view.deltas

@@ -1,4 +1,4 @@
-"""Networks applied to every parameter alike."""
+"""Small networks that map the features of each parameter to the inputs of the step rule."""
 
 from ._base import AbstractHead as AbstractHead
 from ._linear import LinearHead as LinearHead

@@ -9,10 +9,10 @@ from ..features import Channels
 
 
 class AbstractHead(eqx.Module):
-    """A function from the feature channels of one parameter to its outputs, shared by all parameters.
+    """A function from the feature channels of a parameter to output channels, the same for all parameters.
 
-    Pointwise over the tensor, so a caller may evaluate it block by block. `in_size` is the number of channels it takes,
-    `out_size` the number it returns.
+    Heads act elementwise over the tensor, so that a caller may evaluate them in blocks. `in_size` is the number of
+    input channels, `out_size` the number of output channels.
     """
 
     in_size: AbstractVar[int]
@@ -20,21 +20,21 @@ class AbstractHead(eqx.Module):
 
     @property
     def blockwise(self) -> bool:
-        """Whether large tensors are better evaluated in blocks of rows, because the head's temporaries are large."""
+        """Whether evaluating large tensors in blocks of rows is faster, since intermediate results are large."""
         return False
 
     @abc.abstractmethod
     def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
-        """The outputs, `[out_size, *#shape]`."""
+        """The outputs `[out_size, *#shape]` for the channels `features`."""
 
 
 def check_channels(features: tuple[Channels, ...], in_size: int) -> None:
-    """Raise unless `features` hold `in_size` channels."""
+    """Raise a `ValueError` unless `features` hold `in_size` channels."""
     found = sum(c.values.shape[0] for c in features)
     if found != in_size:
         raise ValueError(
-            f"The head takes {in_size} channels, but the features yield {found}: does each feature's `size` match its "
-            "accumulator's number of decays?"
+            f"The head takes {in_size} channels, but the features yield {found}; check that each feature's `size` is "
+            "the number of decay rates of its accumulator."
         )
 
 

@@ -7,9 +7,10 @@ from ._base import AbstractHead, check_channels
 
 
 class LinearHead(AbstractHead):
-    r"""$W^\top x + b$ per parameter: the smallest head, whose features' weights can be read off.
+    r"""An affine map $W^\top x + b$ of the channels of each parameter, with one interpretable weight per feature.
 
-    Weights start as truncated normal draws of standard deviation $1/\sqrt{\text{fan-in}}$, biases at zero.
+    Weights are sampled from a normal distribution of standard deviation $1/\sqrt{\text{fan-in}}$, truncated at two
+    standard deviations. Biases start at zero.
     """
 
     weight: Float[Array, "in_size out_size"]
@@ -18,19 +19,19 @@ class LinearHead(AbstractHead):
     def __init__(self, in_size: int, out_size: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `in_size`: the number of channels it takes.
-        - `out_size`: the number of channels it returns.
+        - `in_size`: the number of input channels.
+        - `out_size`: the number of output channels.
         - `key`: for the initial weights.
         """
         self.weight = jax.random.truncated_normal(key, -2.0, 2.0, (in_size, out_size), jnp.float32) * in_size**-0.5
         self.bias = jnp.zeros(out_size, jnp.float32)
 
     @property
-    def in_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def in_size(self) -> int:
         return self.weight.shape[0]
 
     @property
-    def out_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def out_size(self) -> int:
         return self.weight.shape[1]
 
     def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:

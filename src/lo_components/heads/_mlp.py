@@ -23,9 +23,9 @@ _FULL_SIZE_CHANNELS = 16
 class MLPHead(AbstractHead):
     r"""A ReLU multi-layer perceptron over the channels of each parameter.
 
-    $h_0 = W_0^\top (s \odot x) + b_0$ with the channels' lazy scales $s$ folded into $W_0$; channels that broadcast
-    (row, column and time channels) go through their part of $W_0$ at their own small size. Weights start as truncated
-    normal draws of standard deviation $1/\sqrt{\text{fan-in}}$ (cut at two standard deviations), biases at zero.
+    $h_0 = W_0^\top (s \odot x) + b_0$ with the channels' lazy scales $s$ folded into $W_0$. Row, column and time
+    channels are multiplied by $W_0$ before they are broadcast. Weights are sampled from a normal distribution of
+    standard deviation $1/\sqrt{\text{fan-in}}$, truncated at two standard deviations. Biases start at zero.
 
     ??? cite "Source"
         The per-parameter network of small_fc_lopt (google/learned_optimization, `AdafacMLPLOpt`).
@@ -39,11 +39,13 @@ class MLPHead(AbstractHead):
     ):
         """**Arguments:**
 
-        - `in_size`: the number of channels it takes.
-        - `out_size`: the number of channels it returns.
-        - `hidden_size`: units per hidden layer.
+        - `in_size`: the number of input channels.
+        - `out_size`: the number of output channels.
+        - `hidden_size`: the number of units per hidden layer.
         - `hidden_layers`: the number of hidden layers, at least 1.
         - `key`: for the initial weights.
+
+        Raises `ValueError` if one of the sizes is below 1.
         """
         if min(in_size, out_size, hidden_size, hidden_layers) < 1:
             raise ValueError(
@@ -59,11 +61,11 @@ class MLPHead(AbstractHead):
         self.biases = tuple(jnp.zeros(m, jnp.float32) for m in sizes[1:])
 
     @property
-    def in_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def in_size(self) -> int:
         return self.weights[0].shape[0]
 
     @property
-    def out_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def out_size(self) -> int:
         return self.weights[-1].shape[1]
 
     @property
@@ -83,7 +85,7 @@ class MLPHead(AbstractHead):
         return self._unrolled(features) if unrolled else self._matmul(features)
 
     def _first_layer(self, features: tuple[Channels, ...]):
-        """The channels of full size with their weights, and what the broadcast channels add, `[hidden, *#shape]`."""
+        """The full-size channels with their weights, and the contribution of the others, `[hidden, *#shape]`."""
         shape = full_shape(features)
         # Barriers, lest XLA fuse these small computations into the loop over the tensor and redo them per element.
         weights = jax.lax.optimization_barrier(self.weights[0] * _scales(features)[:, None])
@@ -123,14 +125,16 @@ class MLPHead(AbstractHead):
 
 
 def _scales(features: tuple[Channels, ...]) -> Float[Array, " c"]:
-    """The lazy scale of every channel, 1 where there is none; one square root for all of them."""
+    """The lazy scale of every channel, 1 for channels without one."""
     counts = [c.values.shape[0] for c in features]
     ones = [jnp.ones(n, jnp.float32) for n in counts]
     sums = [one if c.square_sum is None else c.square_sum for c, one in zip(features, ones, strict=True)]
     eps = np.repeat([0.0 if c.square_sum is None else c.eps for c in features], counts).astype(np.float32)
     # One division and one square root for all channels: each operation on a few numbers costs as much as on many.
-    shares = np.repeat([1.0 if c.square_sum is None else 1.0 / c.count for c in features], counts).astype(np.float32)
-    return jax.lax.rsqrt(jnp.concatenate(sums) * shares + eps)
+    inverse_counts = np.repeat([1.0 if c.square_sum is None else 1.0 / c.count for c in features], counts).astype(
+        np.float32
+    )
+    return jax.lax.rsqrt(jnp.concatenate(sums) * inverse_counts + eps)
 
 
 def _trailing(x: Float[Array, " c"], ndim: int) -> Float[Array, "c ..."]:

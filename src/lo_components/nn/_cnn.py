@@ -8,11 +8,11 @@ from ._layers import Conv, Linear, check_sizes
 
 
 class CNN(eqx.Module):
-    """Strided 3x3 convolutions with ReLU, the mean over positions, and a linear readout, for one image.
+    """A convolutional network for one image: 3x3 convolutions with ReLU, mean pooling, and a linear readout.
 
     ??? cite "Source"
-        The three-layer convolutional networks of LAgg-A (arXiv 2312.02204) and of google/learned_optimization: 32, 64
-        and 64 channels there; here all layers have `width` channels but the first, which has half of them.
+        The three-layer convolutional networks of LAgg-A (arXiv 2312.02204) and google/learned_optimization, which have
+        32, 64 and 64 channels. Here the first layer has `width / 2` channels and all others `width`.
     """
 
     convs: tuple[Conv, ...]
@@ -31,10 +31,12 @@ class CNN(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_channels`, `out_size`: the image's channels (1 for gray images) and the number of outputs.
-        - `width`: channels of the last convolution, an even number; so is the base width.
-        - `depth`: the number of convolutions, at least 1. The first two halve the image's sides.
+        - `in_channels`, `out_size`: the number of image channels (1 for gray images) and of outputs.
+        - `width`: the number of channels of the last convolution; it and the base width must be even.
+        - `depth`: the number of convolutions, at least 1. The first two have stride 2.
         - `parametrization`, `base_width`, `key`: as in [`lo_components.nn.MLP`][].
+
+        Raises `ValueError` if a size is below 1 or a width is odd.
         """
         check_sizes(in_channels=in_channels, out_size=out_size, width=width, depth=depth, base_width=base_width)
         if width % 2 or (base_width or 2) % 2:
@@ -49,7 +51,7 @@ class CNN(eqx.Module):
         self.readout = Linear(channels[-1], out_size, parametrization=parametrization, key=readout_key)
 
     def __call__(self, x: Float[Array, "height width *c"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
-        """The outputs for one image, gray or `[height, width, channels]`."""
+        """The outputs for one image `x`, gray or `[height, width, channels]`; `key` is ignored."""
         x = x.reshape(*x.shape[:2], -1)
         for conv in self.convs:
             x = jax.nn.relu(conv(x))

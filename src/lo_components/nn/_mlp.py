@@ -10,7 +10,7 @@ from ._layers import Linear, check_sizes
 
 
 class MLP(eqx.Module):
-    """A multi-layer perceptron for one example of any shape, which it flattens; `jax.vmap` it over a batch.
+    """A multi-layer perceptron for one example of any shape, which is flattened; use `jax.vmap` for a batch.
 
     ??? cite "Source"
         The MLP tasks of muLO (arXiv 2406.00153): `depth` hidden layers of `width` units and a linear readout.
@@ -33,16 +33,18 @@ class MLP(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_size`, `out_size`: the number of inputs and outputs. For inputs whose number differs from the base
-            model's, as those of larger images, an [`lo_components.parametrization.Axis`][]: `Axis.growing(3072, 64)`.
-            Then the first layer is scaled as a hidden one, with `hidden_mult`, not `input_mult`.
-        - `width`: units per hidden layer.
+        - `in_size`, `out_size`: the number of inputs and outputs. If the number of inputs differs from that of the
+            base model, as for larger images, pass an [`lo_components.parametrization.Axis`][] such as
+            `Axis.growing(3072, 64)`: the first layer is then scaled as a hidden layer, by `hidden_mult`.
+        - `width`: the number of units per hidden layer.
         - `depth`: the number of hidden layers, at least 1.
         - `parametrization`: for instance [`lo_components.parametrization.SP`][] or
             [`lo_components.parametrization.MuP`][].
-        - `base_width`: the width at which every multiplier is 1; `None`: the papers' absolute convention.
-        - `activation`: after each hidden layer.
+        - `base_width`: the width at which every multiplier is 1; `None` for the absolute convention of the papers.
+        - `activation`: applied after each hidden layer.
         - `key`: for the initial values.
+
+        Raises `ValueError` if a size is below 1.
         """
         inputs = None if isinstance(in_size, Axis) else in_size  # an `Axis` checks itself
         check_sizes(in_size=inputs, out_size=out_size, width=width, depth=depth, base_width=base_width)
@@ -56,7 +58,7 @@ class MLP(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*in_shape"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
-        """The outputs for one example."""
+        """The outputs for one example `x`; `key` is ignored."""
         x = jnp.ravel(x)
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))

@@ -13,7 +13,7 @@ _LAYERS = (Linear, Conv, Embedding, eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTrans
 
 
 class _Named(eqx.Module):
-    """A layer whose output carries a name; everything else is the layer's."""
+    """A layer whose output carries a name. All attributes are forwarded to the layer."""
 
     _layer: Any
     _name: str = eqx.field(static=True)
@@ -28,12 +28,11 @@ class _Named(eqx.Module):
 
 
 def named_layers(model: PyTree) -> PyTree:
-    """The same model, with the output of each layer named by the layer's path, as in `blocks/0/attention/query`.
+    """A copy of a model that names the output of each layer by its path, such as `blocks/0/attention/query`.
 
-    Names are those of `jax.ad_checkpoint.checkpoint_name`: they cost nothing at run time, and
-    [`lo_components.meta.coordinate_check`][] finds pre-activations by them. Layers are `Linear`, `Conv` and
-    `Embedding`, of this package and of Equinox (and its `ConvTranspose`). Name other values by hand with
-    `checkpoint_name`.
+    [`lo_components.meta.coordinate_check`][] finds pre-activations by these names, which are those of
+    `jax.ad_checkpoint.checkpoint_name` and cost nothing at run time. Layers are the `Linear`, `Conv` and `Embedding` of
+    this package and of Equinox, and Equinox's `ConvTranspose`. Name other values with `checkpoint_name`.
 
     **Arguments:**
 

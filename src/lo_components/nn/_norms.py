@@ -10,7 +10,7 @@ from ._layers import AbstractLayer, as_axis, divided
 
 
 class AbstractNorm(AbstractLayer):
-    """Normalizes activations `[*axes, channels]`, then applies a learned scale and offset per channel."""
+    """A layer that normalizes activations `[*axes, channels]` and applies a learned scale and offset per channel."""
 
     scale: eqx.AbstractVar[Float[Array, " channels"]]
     offset: eqx.AbstractVar[Float[Array, " channels"]]
@@ -31,18 +31,18 @@ class LayerNorm(AbstractNorm):
     def __init__(self, channels: Axis | int, *, residual: bool = False):
         """**Arguments:**
 
-        - `channels`: the length of the last axis.
-        - `residual`: whether the layer belongs to a residual branch.
+        - `channels`: the size of the last axis.
+        - `residual`: whether the layer is part of a residual branch.
         """
         self.scale, self.offset, self.width = _start(channels, residual)
 
     def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-        """The normalized activations."""
+        """The normalized activations `x`."""
         return _affine(_standardized(x, jnp.mean(x, -1, keepdims=True), -1), self)
 
 
 class GroupNorm(AbstractNorm):
-    """Normalization over all positions of an image and over the channels of a group.
+    """Normalization over the positions of an image and the channels of a group.
 
     ??? cite "Source"
         Wu & He, *Group Normalization* (arXiv 1803.08494).
@@ -56,27 +56,30 @@ class GroupNorm(AbstractNorm):
     def __init__(self, channels: Axis | int, *, groups: int = 8, residual: bool = False):
         """**Arguments:**
 
-        - `channels`: the length of the last axis.
-        - `groups`: how many groups to form; their number does not grow with the width, so their sizes do.
-        - `residual`: whether the layer belongs to a residual branch.
+        - `channels`: the size of the last axis.
+        - `groups`: the number of groups, which is the same at all widths.
+        - `residual`: whether the layer is part of a residual branch.
+
+        Raises `ValueError` if the number of channels is not a multiple of `groups`.
         """
         divided("channels", as_axis(channels).size, groups, "`groups`")
         self.scale, self.offset, self.width = _start(channels, residual)
         self.groups = groups
 
     def __call__(self, x: Float[Array, "height width channels"]) -> Float[Array, "height width channels"]:
-        """The normalized activations."""
+        """The normalized activations `x`."""
         grouped = x.reshape(-1, self.groups, x.shape[-1] // self.groups)
         mean = jnp.mean(grouped, (0, 2), keepdims=True)
         return _affine(_standardized(grouped, mean, (0, 2)).reshape(x.shape), self)
 
 
 class BatchNorm(AbstractNorm):
-    r"""Normalization by the statistics of the batch, over the `vmap` axis named `"batch"`; nothing is remembered.
+    r"""Normalization by the statistics of the batch, the `vmap` axis named `"batch"`. There are no running averages.
 
-    With weights $w_k$ of the batch's examples, a channel's mean is $\sum_k w_k \bar x_k / \sum_k w_k$ with $\bar x_k$
-    the mean over positions, and its variance likewise. In training all weights are 1. For evaluation, put training
-    examples beside those to predict, with weights 1 and 0: the statistics are then those of the population.
+    Example $k$ enters the statistics with a weight $w_k$: the mean of a channel is $\sum_k w_k \bar x_k / \sum_k w_k$,
+    where $\bar x_k$ is the mean over positions, and likewise for the variance. All weights are 1 in training. For
+    evaluation, append training examples to those to predict and give them weight 1, the others 0: this normalizes by
+    population statistics.
 
     ??? cite "Source"
         Ioffe & Szegedy, *Batch Normalization* (arXiv 1502.03167).
@@ -89,15 +92,15 @@ class BatchNorm(AbstractNorm):
     def __init__(self, channels: Axis | int, *, residual: bool = False):
         """**Arguments:**
 
-        - `channels`: the length of the last axis.
-        - `residual`: whether the layer belongs to a residual branch.
+        - `channels`: the size of the last axis.
+        - `residual`: whether the layer is part of a residual branch.
         """
         self.scale, self.offset, self.width = _start(channels, residual)
 
     def __call__(
         self, x: Float[Array, "height width channels"], *, weight: Float[Array, ""] | float = 1.0
     ) -> Float[Array, "height width channels"]:
-        """The normalized activations of one example of the batch."""
+        """The normalized activations `x` of one example, which enters the statistics with `weight`."""
         weight = jnp.asarray(weight, jnp.float32)
         total = jax.lax.psum(weight, "batch")
 

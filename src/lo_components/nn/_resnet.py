@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,12 +10,11 @@ from ..parametrization import SP, AbstractParametrization, Axis
 from ._layers import Conv, Linear, check_sizes, divided
 from ._norms import BatchNorm, GroupNorm
 
-Norm = Literal["group", "batch"]
 _Normalize = Callable[[GroupNorm | BatchNorm, Float[Array, "h w c"]], Float[Array, "h w c"]]
 
 
 class _Block(eqx.Module):
-    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1; normalized, with a shortcut."""
+    """Two normalized 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones, with a shortcut."""
 
     convs: tuple[Conv, ...]
     norms: tuple[GroupNorm | BatchNorm, ...]
@@ -52,8 +51,7 @@ class _Block(eqx.Module):
 class ResNet(eqx.Module):
     """A residual convolutional network for one image.
 
-    With `norm="batch"` call it under `jax.vmap(..., axis_name="batch")`: statistics are the batch's, see
-    [`lo_components.nn.BatchNorm`][].
+    With `norm=BatchNorm`, call it under `jax.vmap(..., axis_name="batch")`; see [`lo_components.nn.BatchNorm`][].
 
     ??? cite "Source"
         He et al., *Deep Residual Learning for Image Recognition* (arXiv 1512.03385), table 1 and section 4.2.
@@ -73,7 +71,7 @@ class ResNet(eqx.Module):
         blocks: Sequence[int] = (2, 2, 2, 2),
         bottleneck: bool = False,
         width: int = 512,
-        norm: Norm = "group",
+        norm: type[GroupNorm | BatchNorm] = GroupNorm,
         large_stem: bool = False,
         parametrization: AbstractParametrization = SP(),
         base_width: int | None = None,
@@ -81,25 +79,27 @@ class ResNet(eqx.Module):
     ):
         """**Arguments:**
 
-        - `in_channels`, `out_size`: the image's channels (1 for gray images) and the number of outputs.
-        - `blocks`: residual blocks per stage: `(2, 2, 2, 2)` is ResNet-18, `(3, 4, 6, 3)` with bottlenecks ResNet-50.
-        - `bottleneck`: whether blocks are bottlenecks, whose outputs have four times the channels.
-        - `width`: channels of the last stage (inside the bottleneck), 512 in the paper; each earlier stage has half of
-            the next one's. A multiple of 8 channels must be left in the first.
-        - `norm`: `"group"` (8 groups) or `"batch"`.
-        - `large_stem`: 7x7 with stride 2 and max-pooling, for images of 64 pixels and more, instead of 3x3.
+        - `in_channels`, `out_size`: the number of image channels (1 for gray images) and of outputs.
+        - `blocks`: the number of residual blocks of each stage: `(2, 2, 2, 2)` is ResNet-18, and `(3, 4, 6, 3)` with
+            bottlenecks is ResNet-50.
+        - `bottleneck`: whether blocks are bottlenecks, whose outputs have four times as many channels.
+        - `width`: the number of channels of the last stage, inside the bottleneck; 512 in the paper. Each stage has
+            twice the channels of the one before. The first must have a multiple of 8 channels.
+        - `norm`: [`lo_components.nn.GroupNorm`][], with 8 groups, or [`lo_components.nn.BatchNorm`][].
+        - `large_stem`: start with a 7x7 convolution of stride 2 and max-pooling, for images of 64 pixels and more,
+            instead of a 3x3 convolution.
         - `parametrization`, `base_width`, `key`: as in [`lo_components.nn.MLP`][].
+
+        Raises `ValueError` if a size is below 1, a stage has no blocks, or the first stage does not have a multiple of
+        8 channels.
         """
         check_sizes(in_channels=in_channels, out_size=out_size, width=width, base_width=base_width)
         if not blocks or min(blocks) < 1:
             raise ValueError(f"`blocks` must have at least one block per stage, got {blocks}.")
-        if norm not in ("group", "batch"):
-            raise ValueError(f"`norm` must be 'group' or 'batch', got {norm!r}.")
         shrink = 2 ** (len(blocks) - 1)
         what = f"8 channels times {shrink}, for {len(blocks)} stages"
         first = 8 * divided("width", width, 8 * shrink, what)
         base = None if base_width is None else divided("base_width", base_width, shrink, what)
-        make_norm = BatchNorm if norm == "batch" else GroupNorm
         stem_key, readout_key, *keys = jax.random.split(key, sum(blocks) + 2)
         x = Axis.growing(first, base)
         self.stem = Conv(
@@ -111,7 +111,7 @@ class ResNet(eqx.Module):
             use_bias=False,
             key=stem_key,
         )
-        self.stem_norm = make_norm(x)
+        self.stem_norm = norm(x)
         made = []
         for stage, count in enumerate(blocks):
             channels = Axis.growing(first, base).times(2**stage)
@@ -121,7 +121,7 @@ class ResNet(eqx.Module):
                     channels,
                     stride=2 if stage and not i else 1,
                     bottleneck=bottleneck,
-                    norm=make_norm,
+                    norm=norm,
                     parametrization=parametrization,
                     key=keys[len(made)],
                 )
@@ -138,9 +138,9 @@ class ResNet(eqx.Module):
         key: PRNGKeyArray | None = None,
         weight: Float[Array, ""] | float = 1.0,
     ) -> Float[Array, " out"]:
-        """The outputs for one image, gray or `[height, width, channels]`.
+        """The outputs for one image `x`, gray or `[height, width, channels]`; `key` is ignored.
 
-        `weight` is this example's share in the batch's statistics, where there are any.
+        `weight` is the weight of this example in the statistics of [`lo_components.nn.BatchNorm`][].
         """
 
         def normalize(norm, y):

@@ -13,8 +13,8 @@ from ._norms import LayerNorm
 class Attention(eqx.Module):
     """Multi-head self-attention over the tokens of one example.
 
-    The parametrization says what the inner products of queries and keys are multiplied by: $1/\\sqrt{d}$ for heads of
-    $d$ units under SP, $1/d$ under muP.
+    The parametrization scales the inner products of queries and keys: by $1/\\sqrt{d}$ for heads of $d$ units under SP,
+    by $1/d$ under muP.
     """
 
     query: Linear
@@ -37,12 +37,14 @@ class Attention(eqx.Module):
     ):
         """**Arguments:**
 
-        - `width`: units per token.
-        - `heads`: the number of heads, the same in the base model.
-        - `causal`: whether a token sees only itself and those before it.
-        - `parametrization`: gives initialization, multipliers and the scale of the logits.
-        - `residual`: whether the layer belongs to a residual branch.
+        - `width`: the number of units per token.
+        - `heads`: the number of heads, the same at all widths.
+        - `causal`: whether tokens attend only to themselves and to earlier tokens.
+        - `parametrization`: sets initialization, multipliers and the scale of the logits.
+        - `residual`: whether the layer is part of a residual branch.
         - `key`: for the initial values.
+
+        Raises `ValueError` if `width` or its base is not a multiple of `heads`.
         """
         self.query, self.key, self.value, self.out = (
             Linear(width, width, parametrization=parametrization, residual=residual, key=k)
@@ -55,14 +57,14 @@ class Attention(eqx.Module):
         self.scale = float(parametrization.attention_scale(Axis(size, base, width.wide)))
 
     def __call__(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
-        """What each token attends to."""
+        """The output for each token of `x`."""
         q, k, v = (f(x).reshape(x.shape[0], self.heads, -1) for f in (self.query, self.key, self.value))
         mixed = jax.nn.dot_product_attention(q, k, v, scale=self.scale, is_causal=self.causal)
         return self.out(mixed.reshape(x.shape))
 
 
 class TransformerBlock(eqx.Module):
-    """Pre-norm attention and a GELU network of four times the width, each in a residual branch, for one example."""
+    """Pre-norm attention and a GELU MLP of four times the width, each in a residual branch, for one example."""
 
     attention_norm: LayerNorm
     attention: Attention
@@ -85,7 +87,7 @@ class TransformerBlock(eqx.Module):
         """**Arguments:**
 
         - `width`, `heads`, `causal`, `parametrization`, `key`: as in [`lo_components.nn.Attention`][].
-        - `dropout`: the share of a branch's outputs that is dropped in training.
+        - `dropout`: the dropout rate of the outputs of each branch.
         """
         attention_key, in_key, out_key = jax.random.split(key, 3)
         common: dict[str, Any] = dict(parametrization=parametrization, residual=True)
@@ -99,7 +101,7 @@ class TransformerBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens width"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens width"]:
-        """The tokens after both branches. Nothing is dropped where there is no `key`."""
+        """The tokens `x` after both branches. Dropout needs a `key`; without one there is none."""
         keys = (None, None) if key is None else jax.random.split(key)
         branches = (
             lambda y: self.attention(self.attention_norm(y)),
@@ -131,7 +133,7 @@ class TransformerLM(eqx.Module):
 
     ??? cite "Source"
         The language models of muLO (arXiv 2406.00153) and LAgg-A (arXiv 2312.02204), which have no positional
-        encoding: the causal mask alone tells positions apart.
+        encoding: only the causal mask distinguishes positions.
     """
 
     embedding: Embedding
@@ -155,13 +157,15 @@ class TransformerLM(eqx.Module):
     ):
         """**Arguments:**
 
-        - `vocab_size`: the number of tokens.
-        - `width`: units per token, a multiple of `heads`.
+        - `vocab_size`: the number of distinct tokens.
+        - `width`: the number of units per token, a multiple of `heads`.
         - `depth`: the number of blocks.
-        - `heads`: attention heads.
-        - `max_length`: learned positional embeddings for so many tokens; `None`: no positional encoding.
-        - `dropout`: the share of a branch's outputs that is dropped in training; 0.1 in the papers.
+        - `heads`: the number of attention heads.
+        - `max_length`: the number of learned positional embeddings; `None` for no positional encoding.
+        - `dropout`: the dropout rate of the outputs of each residual branch; 0.1 in the papers.
         - `parametrization`, `base_width`, `key`: as in [`lo_components.nn.MLP`][].
+
+        Raises `ValueError` if a size is below 1, or `width` is not a multiple of `heads`.
         """
         check_sizes(
             vocab_size=vocab_size, width=width, depth=depth, heads=heads, base_width=base_width, max_length=max_length
@@ -178,13 +182,16 @@ class TransformerLM(eqx.Module):
     def __call__(
         self, tokens: Int[Array, " length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "length vocab"]:
-        """For each position the logits of the next token. Nothing is dropped where there is no `key`."""
+        """The logits of the next token at each position of `tokens`. Dropout needs a `key`; without one there is none.
+
+        Raises `ValueError` if there are more than `max_length` tokens.
+        """
         x = self.embedding(tokens)
         if self.positions is not None:
             if tokens.shape[0] > self.positions.weight.shape[0]:
                 raise ValueError(
-                    f"`tokens` must be at most {self.positions.weight.shape[0]}, the model's `max_length`, got "
-                    f"{tokens.shape[0]}."
+                    f"`tokens` must have at most {self.positions.weight.shape[0]} tokens, the `max_length` of the "
+                    f"model, got {tokens.shape[0]}."
                 )
             x = x + self.positions(jnp.arange(tokens.shape[0]))
         return self.readout(self.norm(_through(self.blocks, x, key)))
@@ -224,11 +231,14 @@ class ViT(eqx.Module):
 
         - `image_shape`: `(height, width)` or `(height, width, channels)`.
         - `out_size`: the number of outputs.
-        - `patch_size`: a patch's side in pixels; divides both sides of the image.
-        - `width`: units per token, a multiple of `heads`.
+        - `patch_size`: the side of a patch in pixels; it must divide both sides of the image.
+        - `width`: the number of units per token, a multiple of `heads`.
         - `depth`: the number of blocks.
         - `heads`, `dropout`: as in [`lo_components.nn.TransformerLM`][].
         - `parametrization`, `base_width`, `key`: as in [`lo_components.nn.MLP`][].
+
+        Raises `ValueError` if a size is below 1, `patch_size` does not divide the image, or `width` is not a multiple
+        of `heads`.
         """
         check_sizes(
             out_size=out_size, patch_size=patch_size, width=width, depth=depth, heads=heads, base_width=base_width
@@ -249,10 +259,15 @@ class ViT(eqx.Module):
         self.patch_size = patch_size
 
     def __call__(self, x: Float[Array, "height width *c"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
-        """The outputs for one image. Nothing is dropped where there is no `key`."""
+        """The outputs for one image `x`. Dropout needs a `key`; without one there is none.
+
+        Raises `ValueError` if `x` is not of the size that the model was built for.
+        """
         size, (height, width) = self.patch_size, x.shape[:2]
         if height * width != size**2 * (self.positions.weight.shape[0] - 1):
-            raise ValueError(f"`x` must be an image of the size that the model was made for, got {x.shape}.")
+            raise ValueError(
+                f"`x` must have the size of the `image_shape` that the model was built for, got {x.shape}."
+            )
         grid = x.reshape(height // size, size, width // size, size, -1)
         patches = self.patches(jnp.moveaxis(grid, 1, 2).reshape((height // size) * (width // size), -1))
         positions = jnp.arange(patches.shape[0] + 1)

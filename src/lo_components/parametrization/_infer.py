@@ -235,7 +235,7 @@ def _overridden(path: str, spec: WidthSpec, role: str) -> WidthSpec:
     """The declaration with another role; multipliers of sides that the role says do not grow become 1."""
     if role not in ("input", "hidden", "output"):
         raise ValueError(f"`roles` gives `{path}` the role {role!r}; expected 'input', 'hidden', 'output' or 'vector'.")
-    checked: Role = role  # pyright: ignore[reportAssignmentType]
+    checked: Role = role
     return dataclasses.replace(
         spec,
         role=checked,

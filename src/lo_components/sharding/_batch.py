@@ -10,14 +10,16 @@ from ._mesh import check_mesh
 
 
 class BatchSharded(AbstractTaskWrapper):
-    """A task whose batches are spread over a mesh, so that each device computes a part of every loss and gradient.
+    """A task whose batches are sharded over a mesh: each device computes a part of every loss and gradient.
 
-    Adds a sum over the devices of `"batch"`, of the size of the parameters, to every inner step.
+    Every inner step then has an all-reduce of the gradients over the devices of `"batch"`.
+
+    Raises `ValueError` if the batch size is not a multiple of the number of devices of `"batch"`.
 
     **Arguments:**
 
-    - `task`: any task whose batches have the examples as leading axis of every array.
-    - `mesh`: from [`lo_components.sharding.make_mesh`][]; the batch size must be divisible by its `"batch"`.
+    - `task`: any task in whose batches the leading axis of every array is that of the examples.
+    - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][].
     """
 
     task: AbstractTask
@@ -27,13 +29,13 @@ class BatchSharded(AbstractTaskWrapper):
         check_mesh(self.mesh)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
-        return jax.tree.map(self._spread, self.task.batch(key=key, split=split, worker=worker))
+        return jax.tree.map(self._sharded, self.task.batch(key=key, split=split, worker=worker))
 
-    def _spread(self, x: Array) -> Array:
+    def _sharded(self, x: Array) -> Array:
         devices = self.mesh.shape["batch"]
         if x.ndim == 0 or x.shape[0] % devices:
             raise ValueError(
-                f"The task's batch has an array of shape {x.shape}, whose leading axis {devices} devices cannot share "
-                f"equally. Choose a batch size that is a multiple of {devices}, or another `batch` in `make_mesh`."
+                f"`task` has a batch with an array of shape {x.shape}, whose leading axis is not a multiple of "
+                f"{devices}, the number of devices; change the batch size, or `batch` in `make_mesh`."
             )
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec("batch")))

@@ -23,17 +23,18 @@ def make_mesh(
     workers: int = 1,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
-    """A mesh of `particles` x `workers` x `batch` x `fsdp` devices, whose axes the compiler may use as it sees fit.
+    """A mesh of `particles` x `workers` x `batch` x `fsdp` devices, with automatic axes.
 
     **Arguments:**
 
-    - `particles`: devices that share the estimator's particles; `None`: as many as there are.
-    - `batch`: devices that share each batch of the optimizee; see [`lo_components.sharding.BatchSharded`][].
-    - `fsdp`: devices that share each particle's large parameters and optimizer state.
-    - `workers`: devices that share the workers of a round; see [`lo_components.sharding.WorkerSharded`][].
-    - `devices`: which devices; `None`: all devices of all processes.
+    - `particles`: over how many devices the particles of the estimator are sharded; `None` for as many as are left.
+    - `batch`: over how many devices each batch of a task is sharded; see [`lo_components.sharding.BatchSharded`][].
+    - `fsdp`: over how many devices each particle's large parameters and optimizer states are sharded.
+    - `workers`: over how many devices the workers of a round are sharded; see
+        [`lo_components.sharding.WorkerSharded`][].
+    - `devices`: the devices to use; `None` for all devices of all processes.
 
-    Raises `ValueError` where the sizes do not multiply to the number of devices.
+    Raises `ValueError` if a size is below 1, or if the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     for name, size in dict(particles=particles, workers=workers, batch=batch, fsdp=fsdp).items():
@@ -45,21 +46,21 @@ def make_mesh(
     if math.prod(sizes) != len(devices):
         raise ValueError(
             f"`particles` x `workers` x `batch` x `fsdp` is {' x '.join(map(str, sizes))} = {math.prod(sizes)}, but "
-            f"there are {len(devices)} devices. Choose sizes that multiply to {len(devices)}, or pass as `devices` "
-            "some of `jax.devices()`."
+            f"there are {len(devices)} devices; choose sizes whose product is {len(devices)}, or pass a subset of "
+            "`jax.devices()` as `devices`."
         )
-    # JAX's own default, explicit axes, would put shardings into the types of all arrays in the program.
+    # JAX's default, explicit axes, would make shardings a part of the type of every array in the program.
     return jax.make_mesh(sizes, _AXES, axis_types=(AxisType.Auto,) * len(_AXES), devices=devices)
 
 
 @typechecked
 def replicate(tree: _TreeT, mesh: Mesh) -> _TreeT:
-    """A pytree whose arrays are on every device of the mesh; with several processes, each must hold the same values.
+    """A pytree with its arrays replicated on every device of a mesh.
 
     **Arguments:**
 
-    - `tree`: for instance a learner.
-    - `mesh`: from [`lo_components.sharding.make_mesh`][].
+    - `tree`: any pytree, for instance a learner; all processes must pass the same values.
+    - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][].
     """
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(placed(arrays, jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), arrays)), rest)
@@ -67,9 +68,9 @@ def replicate(tree: _TreeT, mesh: Mesh) -> _TreeT:
 
 def check_mesh(mesh: Mesh) -> None:
     if not set(_AXES) <= set(mesh.axis_names) or set(mesh.axis_types) != {AxisType.Auto}:
-        raise ValueError(f"`mesh` must have the axes {_AXES}, all of them automatic; make it with `make_mesh`.")
+        raise ValueError(f"`mesh` must have the automatic axes {_AXES}; make it with `make_mesh`.")
 
 
 def placed(arrays: PyTree[Array], shardings: PyTree[NamedSharding]) -> PyTree[Array]:
-    """The arrays with these shardings, global ones where the mesh spans processes."""
+    """The arrays with these shardings; global arrays if the mesh spans several processes."""
     return jax.jit(lambda x: x, out_shardings=shardings)(arrays)

@@ -73,7 +73,7 @@ class Reparametrized(AbstractAugmentation):
         return treedef.unflatten(list(jnp.exp(jax.random.uniform(key, (len(leaves),), jnp.float32, -bound, bound))))
 
     def augmented(self, task: AbstractTask, sampled: PyTree[Float[Array, ""]]) -> AbstractTask:
-        return _ReparametrizedTask(task, sampled)  # pyright: ignore[reportCallIssue]
+        return _ReparametrizedTask(task, sampled)
 
 
 class ReducedBatch(AbstractAugmentation):
@@ -102,7 +102,7 @@ class ReducedBatch(AbstractAugmentation):
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_fraction), 0.0))
 
     def augmented(self, task: AbstractTask, sampled: Float[Array, ""]) -> AbstractTask:
-        return _ReducedBatchTask(task, sampled)  # pyright: ignore[reportCallIssue]
+        return _ReducedBatchTask(task, sampled)
 
 
 class NoisyGradient(AbstractAugmentation):
@@ -130,39 +130,43 @@ class NoisyGradient(AbstractAugmentation):
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
 
     def augmented(self, task: AbstractTask, sampled: Float[Array, ""]) -> AbstractTask:
-        return _NoisyGradientTask(task, sampled)  # pyright: ignore[reportCallIssue]
+        return _NoisyGradientTask(task, sampled)
 
 
-class _AugmentedTask(AbstractTaskWrapper):
+class _ReparametrizedTask(AbstractTaskWrapper):
     task: AbstractTask
-    sampled: PyTree
+    scales: PyTree[Float[Array, ""]]
 
-
-class _ReparametrizedTask(_AugmentedTask):
     def init(self, *, key: PRNGKeyArray) -> Params:
-        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.sampled)
+        return jax.tree.map(lambda p, c: (p / c).astype(p.dtype), self.task.init(key=key), self.scales)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.sampled), batch, key=key)
+        return self.task.loss(jax.tree.map(lambda p, c: (p * c).astype(p.dtype), params, self.scales), batch, key=key)
 
 
-class _ReducedBatchTask(_AugmentedTask):
+class _ReducedBatchTask(AbstractTaskWrapper):
+    task: AbstractTask
+    fraction: Float[Array, ""]
+
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
         batch = self.task.batch(key=key, split=split, worker=worker)
         if split != "train":
             return batch
         size = jax.tree.leaves(batch)[0].shape[0]
-        index = jnp.arange(size) % jnp.ceil(size * self.sampled).astype(jnp.int32)
+        index = jnp.arange(size) % jnp.ceil(size * self.fraction).astype(jnp.int32)
         return jax.tree.map(lambda x: x[index], batch)
 
 
-class _NoisyGradientTask(_AugmentedTask):
+class _NoisyGradientTask(AbstractTaskWrapper):
+    task: AbstractTask
+    std: Float[Array, ""]
+
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
         noise_key, loss_key = jax.random.split(key)
-        return self.task.loss(params, batch, key=loss_key) + self.sampled * _noise_gradient(params, noise_key)
+        return self.task.loss(params, batch, key=loss_key) + self.std * _noise_gradient(params, key=noise_key)
 
 
-def _noise_gradient(params: Params, key: PRNGKeyArray) -> Float[Array, ""]:
+def _noise_gradient(params: Params, *, key: PRNGKeyArray) -> Float[Array, ""]:
     """Zero, with a gradient of standard normal noise."""
     noise = _tree.normal_like(params, key=key)
     products = jax.tree.map(lambda p, e: jnp.sum((p - jax.lax.stop_gradient(p)) * e, dtype=jnp.float32), params, noise)

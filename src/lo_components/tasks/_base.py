@@ -1,12 +1,17 @@
 import abc
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import equinox as eqx
-from equinox import AbstractVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._types import Params
 from ..parametrization import AbstractParametrization, WidthSpec
+
+# Type checkers take an `AbstractVar` for a field, which would come before those of subclasses in their `__init__`.
+if TYPE_CHECKING:
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
 
 BatchT = TypeVar("BatchT")
 

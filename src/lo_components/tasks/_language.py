@@ -49,7 +49,7 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMe
         self.batch_size = batch_size
 
     @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_loss(self) -> float:
         return 1.5 * math.log(self.dataset.vocab_size)
 
     def batch(

@@ -57,7 +57,7 @@ class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[Im
         self.batch_size = batch_size
 
     @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_loss(self) -> float:
         return 1.5 * math.log(self.dataset.num_classes)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> ImageBatch:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from .._types import typechecked
 from ..data import ImageDataset, TokenDataset
-from ..nn import CNN, MLP, ResNet, TransformerLM, ViT
+from ..nn import CNN, MLP, BatchNorm, GroupNorm, ResNet, TransformerLM, ViT
 from ..parametrization import SP, AbstractParametrization, Axis
 from ._language import LanguageModeling
 from ._supervised import ImageClassification
@@ -88,7 +88,7 @@ def resnet_classification(
     blocks: Sequence[int] = (2, 2, 2, 2),
     bottleneck: bool = False,
     width: int = 512,
-    norm: Literal["group", "batch"] = "group",
+    norm: type[GroupNorm | BatchNorm] = GroupNorm,
     parametrization: AbstractParametrization = SP(),
     base_width: int | None = None,
     batch_size: int = 128,
