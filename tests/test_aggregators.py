@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
-from lo_components import aggregators, heads, meta, recipes, sharding, tasks
+from lo_components import aggregators, heads, meta, recipes, sharding, tasks, weights
 from lo_components.aggregators import (
     AbstractMaskedAggregator,
     LearnedAggregator,
