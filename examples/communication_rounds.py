@@ -25,7 +25,6 @@ import optax
 
 import lo_components as loc
 from lo_components.aggregators import Mean, OuterOptimizer, SlowMo
-from lo_components.optimizers import SGD, Adam
 from lo_components.parametrization import SP, MuP
 from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, TruncatedUnroll
 
@@ -55,10 +54,10 @@ BASELINES = {
     "outer Adam": (
         (LOCAL_RATES, RATES),
         (LOCAL_RATES, (0.01, 0.001)),
-        lambda spread, gamma, rate: (OuterOptimizer(Adam(rate)), spread(gamma)),
+        lambda spread, gamma, rate: (OuterOptimizer(loc.OptaxOptimizer(optax.adam, rate)), spread(gamma)),
     ),
-    "SGD": ((RATES,), (RATES,), lambda spread, rate: (SGD(rate), GradientStep())),
-    "Adam": ((RATES,), (RATES,), lambda spread, rate: (Adam(rate), GradientStep())),
+    "SGD": ((RATES,), (RATES,), lambda spread, rate: (loc.OptaxOptimizer(optax.sgd, rate), GradientStep())),
+    "Adam": ((RATES,), (RATES,), lambda spread, rate: (loc.OptaxOptimizer(optax.adam, rate), GradientStep())),
 }
 
 
@@ -85,7 +84,7 @@ def make_mlp(dataset, width: int = WIDTH):
 
 
 def spread(workers: int, steps: int, rate):
-    return LocalRound(workers, steps, SGD(rate))
+    return LocalRound(workers, steps, loc.OptaxOptimizer(optax.sgd, rate))
 
 
 def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, window: int, horizon):

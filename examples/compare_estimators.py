@@ -21,10 +21,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import lo_components as loc
 from lo_components.estimators import PES, ESSingle, FullES, TruncatedBackprop, TruncatedES
-from lo_components.optimizers import SGD
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
 KEY = jax.random.key(0)
@@ -139,7 +139,7 @@ def main(
     table(
         "learning rate on a quadratic",
         lambda window: make_estimators(estimators, task, steps, window, std, num_pairs=8),
-        SGD(jnp.asarray(rate)),
+        loc.OptaxOptimizer(optax.sgd, jnp.asarray(rate)),
         (2, 4) if smoke else (1, 5, 20, 100),
         known,
         np.ones(1),

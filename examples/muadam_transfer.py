@@ -19,9 +19,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import lo_components as loc
-from lo_components.optimizers import Adam
 from lo_components.parametrization import SP, MuP
 
 GRID = list(itertools.product((1e-1, 1e-2, 1e-3, 1e-4), *[(2.0**-4, 2.0**-2, 1.0, 2.0**2, 2.0**4)] * 3))
@@ -50,7 +50,9 @@ def final_losses(task, configurations, steps: int, num_seeds: int, at_once: int,
     def one(configuration):
         learning_rate, *multipliers = configuration
         tuned = with_multipliers(task, *multipliers) if multipliers else task
-        return loc.meta.evaluate(tuned, Adam(learning_rate), steps, num_seeds=num_seeds, key=key).final()
+        return loc.meta.evaluate(
+            tuned, loc.OptaxOptimizer(optax.adam, learning_rate), steps, num_seeds=num_seeds, key=key
+        ).final()
 
     return jax.lax.map(one, tuple(jnp.asarray(c, jnp.float32) for c in configurations), batch_size=at_once)
 

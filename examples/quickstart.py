@@ -21,6 +21,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
@@ -109,7 +110,7 @@ def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, 
         found = pool.map(lambda entry: curves(entry[1], optimizers[entry[0]]).losses, LEARNED)
         losses = {name: values for (name, *_), values in zip(LEARNED, found, strict=True)}
     rates = jnp.asarray(settings.adam_rates)
-    grid = eqx.filter_vmap(lambda rate: curves(SP(), loc.optimizers.Adam(rate)))(rates)
+    grid = eqx.filter_vmap(lambda rate: curves(SP(), loc.OptaxOptimizer(optax.adam, rate)))(rates)
     final = jnp.nan_to_num(jnp.mean(grid.losses[:, :, -20:], axis=(1, 2)), nan=jnp.inf)
     return {**losses, "Adam": grid.losses[jnp.argmin(final)]}
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 import lo_components as loc
-from lo_components.optimizers import Adam
 from lo_components.parametrization import MuP
 
 MUP: dict[str, Any] = dict(parametrization=MuP())
@@ -84,7 +84,10 @@ def main(
 ) -> None:
     random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
     learned = random if weights is None else loc.weights.load(weights)
-    optimizers = {"muAdam": Adam(learning_rate), "muLO" if weights else "muLO (random weights)": learned}
+    optimizers = {
+        "muAdam": loc.OptaxOptimizer(optax.adam, learning_rate),
+        "muLO" if weights else "muLO (random weights)": learned,
+    }
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
     tasks = make_tasks(fashion_mnist, cifar10, text, lm1b, smoke)

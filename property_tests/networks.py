@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from lo_components import meta, recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
 from lo_components.nn import CNN, MLP, BatchNorm, Conv, GroupNorm, Linear, ResNet, TransformerLM, ViT
-from lo_components.optimizers import SGD, AbstractOptimizer, Adam, StepContext
+from lo_components.optimizers import AbstractOptimizer, OptaxOptimizer, StepContext
 from lo_components.parametrization import (
     ORTHOGONALIZED,
     PROPORTIONAL,
@@ -38,16 +38,19 @@ class AdamOrSGD(AbstractOptimizer):
     learning_rate: Float[Array, ""]
     adam: Bool[Array, ""]
 
+    def _adam(self):
+        # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
+        return OptaxOptimizer(optax.adam, self.learning_rate, eps=1e-15)
+
     def update_rules(self, params):
         return every_leaf(params, SCALE_FREE)
 
     def init(self, params):
-        return Adam(self.learning_rate).init(params)
+        return self._adam().init(params)
 
     def update(self, grads, state, params, *, context: StepContext = StepContext()):
-        # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
-        by_adam, state = Adam(self.learning_rate, eps=1e-15).update(grads, state, params)
-        by_sgd, _ = SGD(self.learning_rate).update(grads, SGD(self.learning_rate).init(params), params)
+        by_adam, state = self._adam().update(grads, state, params)
+        by_sgd = jax.tree.map(lambda g: -self.learning_rate * g, grads)
         return jax.tree.map(lambda a, b: jnp.where(self.adam, a, b), by_adam, by_sgd), state
 
 

@@ -1,17 +1,21 @@
 """Decoupled weight decay and muP's update scales: two orders, two conventions of muAdamW."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from hypothesis import given, settings
 from networks import shape_of_model
 from strategies import log_floats, seeds
 from test_doubled_units import arrays_of, drawn
 
 from lo_components.nn import declared_widths
-from lo_components.optimizers import SGD, Decayed, Scaled
+from lo_components.optimizers import Decayed, OptaxOptimizer, Scaled
 from lo_components.parametrization import SCALE_FREE, MuP
 
+SGD = functools.partial(OptaxOptimizer, optax.sgd)
 rates = log_floats(1e-4, 1e-1)
 MODEL = shape_of_model("mlp", 32, MuP(), 8)
 SCALES = MuP(hidden_mult=2.0).update_scales(declared_widths(MODEL), SCALE_FREE)

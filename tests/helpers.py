@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
@@ -26,6 +27,18 @@ class KeySource:
     def __call__(self):
         self._count += 1
         return jax.random.fold_in(jax.random.key(self._seed), self._count)
+
+
+def SGD(learning_rate):
+    from lo_components.optimizers import OptaxOptimizer
+
+    return OptaxOptimizer(optax.sgd, learning_rate)
+
+
+def Adam(learning_rate, **kwargs):
+    from lo_components.optimizers import OptaxOptimizer
+
+    return OptaxOptimizer(optax.adam, learning_rate, **kwargs)
 
 
 def assert_close(actual, expected, *, rtol=1e-5, atol=1e-7):

@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import SGD
 
 from lo_components.data import image_dataset
 from lo_components.estimators import AbstractEstimator, Estimate
-from lo_components.optimizers import SGD, AbstractOptimizer, StepContext
+from lo_components.optimizers import AbstractOptimizer, StepContext
 from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, every_leaf
 from lo_components.tasks import AbstractTask, Quadratic, mlp_classification
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll

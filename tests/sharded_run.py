@@ -46,13 +46,14 @@ def learner():
     import jax.numpy as jnp
 
     from lo_components.optimizers import AbstractOptimizer, StepContext
+    from lo_components.parametrization import SCALE_FREE, every_leaf
 
     class Averaging(AbstractOptimizer):
         decay: jax.Array
         rate: jax.Array
 
         def update_rules(self, params):
-            return loc.parametrization.every_leaf(params, loc.parametrization.SCALE_FREE)
+            return every_leaf(params, SCALE_FREE)
 
         def init(self, params):
             return jnp.zeros((3, *params.shape), params.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, normal_tree
+from helpers import SGD, assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
 from lo_components import aggregators, heads, meta, recipes, sharding, tasks, weights
@@ -24,7 +24,7 @@ from lo_components.aggregators import (
 )
 from lo_components.estimators import PES, TruncatedBackprop
 from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas, TensorView
-from lo_components.optimizers import SGD, AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
+from lo_components.optimizers import AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, MuP, WidthSpec, every_leaf
 from lo_components.pipeline import Pipeline
 from lo_components.steps import Direction

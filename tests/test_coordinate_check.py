@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import SGD
 from jax.ad_checkpoint import checkpoint_name
 from meta_helpers import toy_task
 
@@ -11,7 +12,6 @@ from lo_components.aggregators import Mean, SlowMo
 from lo_components.meta import CoordinateCheck, coordinate_check
 from lo_components.meta._named_values import named_values
 from lo_components.nn import named_layers
-from lo_components.optimizers import SGD
 from lo_components.parametrization import SP, AbstractParametrization, MuP, WidthSpec
 from lo_components.tasks import AbstractTask
 from lo_components.unroll import GradientStep, LocalRound

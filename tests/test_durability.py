@@ -18,13 +18,14 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+from helpers import SGD
 from meta_helpers import START, Drift, Given, assert_identical, quadratic_unroll
 
 from lo_components.estimators import PES, Difference, SignOfDifference
 from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init_meta_state, meta_train, read_log
 from lo_components.meta._checkpoints import DurableRun
 from lo_components.meta._constants import constants
-from lo_components.optimizers import SGD, Scaled
+from lo_components.optimizers import Scaled
 from lo_components.parametrization import MuP
 from lo_components.sharding import ParticleSharded, make_mesh
 from lo_components.tasks import Quadratic
@@ -585,7 +586,6 @@ import sys
 import jax, jax.numpy as jnp, optax
 from lo_components.estimators import PES
 from lo_components.meta import Checkpoints, meta_train
-from lo_components.optimizers import SGD
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import SGD, Adam
 from meta_helpers import START, Noisy, assert_identical, quadratic_unroll, toy_task
 
 from lo_components import meta
 from lo_components.aggregators import Mean, SlowMo
 from lo_components.estimators import PES
 from lo_components.meta import Evaluation, Sweep, coordinate_check, evaluate, median_interval, step_sizes, sweep
-from lo_components.optimizers import SGD, Adam, OptaxOptimizer
+from lo_components.optimizers import OptaxOptimizer
 from lo_components.tasks import Quadratic
 from lo_components.unroll import GradientStep, LocalRound
 

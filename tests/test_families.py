@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import SGD
 from meta_helpers import START, Drift, Fragile, Noisy, quadratic_unroll, toy_task
 
 from lo_components.estimators import PES
-from lo_components.optimizers import SGD
 from lo_components.tasks import (
     LinearRegression,
     NoisyGradient,

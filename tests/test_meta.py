@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import SGD, Adam
 from meta_helpers import (
     START,
     Counting,
@@ -43,7 +44,6 @@ from lo_components.meta import (
     read_log,
     step_sizes,
 )
-from lo_components.optimizers import SGD, Adam
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
 from lo_components.weights import CheckpointError, load_arrays, save_arrays
@@ -269,7 +269,8 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_meta_loss(tmp_path):
     estimator = Given(SGD(jnp.asarray(0.0)), jnp.asarray(1.0))
     checkpoints = Checkpoints(tmp_path / "run", {}, every=2)
     learner = SGD(jnp.asarray(0.01))
-    meta_train(learner, estimator, OPTIMIZER, 2, checkpoints=checkpoints, log_every=1, progress=None, key=KEY)
+    arguments = dict(checkpoints=checkpoints, log_every=1, progress=None, key=KEY)
+    meta_train(learner, estimator, num_steps=2, optimizer=OPTIMIZER, **arguments)
     state = init_meta_state(learner, estimator, OPTIMIZER, key=KEY)
     assert load_arrays(tmp_path / "run" / "best.safetensors", state)[1]["meta_loss"] == 1.5
     assert [(row["loss"], row["meta_loss"]) for row in read_log(tmp_path / "run")] == [(2.5, 1.5)] * 2
@@ -396,7 +397,6 @@ from lo_components.aggregators import Mean
 from lo_components.estimators import PES
 from lo_components.estimators._base import COLUMNS
 from lo_components.meta import Checkpoints, meta_train
-from lo_components.optimizers import SGD
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, LocalRound, TruncatedUnroll
 

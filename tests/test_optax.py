@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, normal_tree
+from helpers import SGD, Adam, assert_close, normal_tree
 
 from lo_components import recipes
-from lo_components.optimizers import SGD, Adam, OptaxOptimizer, StepContext, as_optax
+from lo_components.optimizers import OptaxOptimizer, StepContext, as_optax
 
 SHAPES = {"w": (3, 4), "b": (4,)}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, normal_tree, run_python
+from helpers import SGD, Adam, assert_close, normal_tree, run_python
 
 from lo_components import recipes, theta
 from lo_components.accumulators import FactoredSquares, Momentum, SquaredMomentum
@@ -27,8 +27,6 @@ from lo_components.features import (
 )
 from lo_components.heads import LinearHead, MLPHead
 from lo_components.optimizers import (
-    SGD,
-    Adam,
     Clipped,
     Decayed,
     LearnedOptimizer,
@@ -346,7 +344,7 @@ def test_state_of_other_parameters_is_refused(optimizer):
 CHECKS_WITHOUT_HOOK = """
 import jax, jax.numpy as jnp
 import lo_components as loc
-from lo_components.optimizers import SGD, Adam, Clipped, OptaxOptimizer, Scaled
+from lo_components.optimizers import Clipped, OptaxOptimizer, Scaled
 import optax
 
 key = jax.random.key(0)

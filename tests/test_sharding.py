@@ -212,6 +212,7 @@ def test_wrappers_on_one_device():
     import jax.numpy as jnp
 
     from lo_components.estimators import PES
+    from lo_components.parametrization import MuP, WidthSpec
     from lo_components.sharding import BatchSharded, ParticleSharded, make_mesh, replicate
     from lo_components.tasks import LinearRegression
     from lo_components.unroll import ConstantHorizon, TruncatedUnroll

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import SGD
 from meta_helpers import START, Drift, Noisy, quadratic_unroll
 
-from lo_components.optimizers import SGD, OptaxOptimizer, Scaled, StepContext
+from lo_components.optimizers import OptaxOptimizer, Scaled, StepContext
 from lo_components.parametrization import MuP, WidthSpec
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LogUniformHorizon, TruncatedUnroll

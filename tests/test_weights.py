@@ -16,13 +16,14 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from helpers import run_python
+from helpers import SGD, run_python
 from meta_helpers import Drift, assert_identical, quadratic_unroll
 
 from lo_components import aggregators, features, meta, nn, optimizers, parametrization, recipes, weights
 from lo_components._description import RESERVED, describe
 from lo_components.estimators import PES
 from lo_components.meta import init_meta_state, meta_optimizer
+from lo_components.parametrization import PROPORTIONAL, every_leaf
 from lo_components.weights import CheckpointError, load_arrays, save_arrays
 
 FLOAT8 = (jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e4m3fnuz, jnp.float8_e5m2fnuz)
@@ -338,6 +339,9 @@ class Anything(optimizers.AbstractOptimizer):
     rate: jax.Array
     others: Any
 
+    def update_rules(self, params):
+        return every_leaf(params, PROPORTIONAL)
+
     def init(self, params):
         return None
 
@@ -360,7 +364,7 @@ SCALES = {"w": 0.25, "b": 1.0, "s": 2}
 
 
 def rate(x):
-    return optimizers.SGD(jnp.asarray(x, jnp.float32))
+    return SGD(jnp.asarray(x, jnp.float32))
 
 
 LEARNERS = {
@@ -372,8 +376,11 @@ LEARNERS = {
     "lagg": lambda: recipes.lagg(3, **SMALL_SIZE, key=KEY),
     "lopt": lambda: recipes.lopt(**SMALL_SIZE, key=KEY),
     "pooled_lagg_a": lambda: recipes.pooled_lagg_a(embedding_size=2, **SMALL_SIZE, key=KEY),
-    "SGD": lambda: optimizers.SGD(0.1),
+    "SGD": lambda: SGD(0.1),
     "SGD, learned": lambda: rate(0.1),
+    "OptaxOptimizer": lambda: optimizers.OptaxOptimizer(optax.adam, 0.1, mu_dtype=jnp.bfloat16),
+    "OptaxOptimizer, declared": lambda: optimizers.OptaxOptimizer(optax.sgd, 0.1, update_rule=PROPORTIONAL),
+    "Scaled, arrays": lambda: optimizers.Scaled(rate(0.1), jax.tree.map(jnp.float32, SCALES)),
     "Scaled": lambda: optimizers.Scaled(recipes.lolv2(**SMALL_SIZE, key=KEY), SCALES),
     "Clipped": lambda: optimizers.Clipped(rate(0.1), 0.5),
     "Decayed": lambda: optimizers.Decayed(rate(0.1), jnp.asarray(0.01, jnp.float32), min_ndim=2),
@@ -468,7 +475,7 @@ def test_nan_comes_back_and_dtype_classes_come_back_as_dtypes(tmp_path):
 
 def test_scales_in_the_structure_of_a_model_come_back(tmp_path):
     model = nn.MLP(2, 1, width=4, depth=1, parametrization=parametrization.MuP(), base_width=2, key=KEY)
-    learner = Anything(jnp.ones(1), parametrization.MuP().update_scales(nn.declared_widths(model)))
+    learner = Anything(jnp.ones(1), parametrization.MuP().update_scales(nn.declared_widths(model), PROPORTIONAL))
     weights.save(tmp_path / "a.safetensors", learner)
     assert_identical(weights.load(tmp_path / "a.safetensors", classes=OWN), learner)
 
@@ -582,7 +589,7 @@ def test_weights_of_another_shape_are_refused_and_equal_numbers_are_not(tmp_path
     loaded, _ = load_arrays(path, optimizers.Clipped(rate(0.0), 1.0))
     assert loaded.optimizer.learning_rate == 0.5
     with pytest.raises(CheckpointError, match="array `optimizer/learning_rate`: it belongs to something else"):
-        load_arrays(path, optimizers.Clipped(optimizers.SGD(0.5), 1.0))
+        load_arrays(path, optimizers.Clipped(SGD(0.5), 1.0))
 
 
 def test_constants_that_one_version_lacks_are_not_compared(tmp_path):
@@ -598,7 +605,7 @@ def test_constants_that_one_version_lacks_are_not_compared(tmp_path):
 def test_double_precision_is_not_lost_silently(tmp_path):
     path = tmp_path / "a.safetensors"
     with jax.enable_x64(True):
-        learner = optimizers.SGD(jnp.asarray(1 / 3, jnp.float64))
+        learner = SGD(jnp.asarray(1 / 3, jnp.float64))
         weights.save(path, learner)
         assert weights.load(path).learning_rate.dtype == jnp.float64
     with pytest.raises(CheckpointError, match="holds `learning_rate` as float64: first call .*jax_enable_x64"):
@@ -606,14 +613,13 @@ def test_double_precision_is_not_lost_silently(tmp_path):
 
 
 def test_a_learner_comes_out_of_a_checkpoint_without_task_or_estimator(tmp_path):
-    pes, optimizer = PES(quadratic_unroll(steps=10, window=5), num_pairs=2), meta_optimizer(4)
+    pes = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
     learner = optimizers.Scaled(optimizers.Clipped(Drift(jnp.full(3, 0.1)), 5.0), 0.5)
     with jax.numpy_dtype_promotion("standard"):
         trained = meta.meta_train(
             learner,
             pes,
-            optimizer,
-            4,
+            num_steps=4,
             checkpoints=meta.Checkpoints(tmp_path, {"task": "quadratic"}, every=2),
             progress=None,
             key=KEY,
@@ -633,8 +639,7 @@ def test_a_learner_that_cannot_be_described_is_meta_trained_and_the_checkpoint_s
         meta.meta_train(
             Shaped(jnp.ones(3)),
             PES(quadratic_unroll(steps=10, window=5), num_pairs=2),
-            meta_optimizer(2),
-            2,
+            num_steps=2,
             checkpoints=meta.Checkpoints(tmp_path, {}),
             progress=None,
             key=KEY,

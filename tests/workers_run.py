@@ -63,12 +63,13 @@ def make_task(hidden: int = 32):
     import jax
     import jax.numpy as jnp
 
+    from lo_components.parametrization import SP, AbstractParametrization
     from lo_components.tasks import AbstractTask
 
     class Regression(AbstractTask):
         teacher: jax.Array
         widths: None = None
-        parametrization: loc.AbstractParametrization = loc.parametrization.SP()
+        parametrization: AbstractParametrization = SP()
         max_loss: float = 1e3
 
         def init(self, *, key):
@@ -93,13 +94,14 @@ def run(name: str, mesh: int | str, *, workers: int = WORKERS, hidden: int = 32)
     import equinox as eqx
     import jax
     import jax.numpy as jnp
+    import optax
     from collectives import bytes_sent, collectives
 
     import lo_components as loc
     from lo_components.sharding import WorkerSharded, make_mesh, replicate
 
     aggregator, task, key = make(name, workers), make_task(hidden), jax.random.key(1)
-    inner = loc.unroll.LocalRound(workers, 3, loc.optimizers.SGD(0.1))
+    inner = loc.unroll.LocalRound(workers, 3, loc.OptaxOptimizer(optax.sgd, 0.1))
     params = task.init(key=jax.random.key(2))
     devices = 8 if mesh == "whole" else int(mesh)
     if devices:
@@ -138,15 +140,19 @@ def local_collectives() -> list:
     from collectives import collectives
 
     import lo_components as loc
+    from lo_components.parametrization import UNSCALED, every_leaf
     from lo_components.sharding import WorkerSharded, make_mesh
 
     class Nothing(loc.aggregators.AbstractAggregator):
         """Says how far the workers came, and moves nothing."""
 
+        def update_rules(self, params):
+            return every_leaf(params, UNSCALED)
+
         def init(self, params):
             return None
 
-        def aggregate(self, deltas, state, params, *, context=loc.optimizers.StepContext()):
+        def aggregate(self, deltas, state, params, *, present=None, context=loc.optimizers.StepContext()):
             return jax.tree.map(lambda p: 0.0 * p, params), deltas
 
     inner = WorkerSharded(loc.unroll.LocalRound(WORKERS, 3), make_mesh(1, workers=8), False)

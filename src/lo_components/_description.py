@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._learner import Learner
+
 PACKAGE = __name__.partition(".")[0]
 
 # The key under which the metadata of a file hold the description of its learner.
@@ -41,7 +43,7 @@ def version() -> str:
     return sys.modules[PACKAGE].__version__
 
 
-def origin(learner: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+def origin(learner: Learner, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """The entry `RESERVED` of the metadata of a learner's file, and the learner's arrays.
 
     **Arguments:**

@@ -1,6 +1,6 @@
 """Learners: which of their arrays are meta-parameters."""
 
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -9,8 +9,6 @@ from jaxtyping import Array, PyTree
 
 # An optimizer or an aggregator.
 Learner: TypeAlias = eqx.Module
-
-LearnerT = TypeVar("LearnerT", bound=eqx.Module)
 
 
 class Constant(eqx.Module):
@@ -36,7 +34,7 @@ def theta(learner: Learner) -> PyTree:
     return partition(learner)[0]
 
 
-def partition(learner: LearnerT) -> tuple[LearnerT, LearnerT]:
+def partition(learner: Learner) -> tuple[PyTree, PyTree]:
     """Split a learner into its meta-parameters and the rest, which `equinox.combine` puts together again."""
     return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
 

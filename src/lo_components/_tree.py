@@ -71,8 +71,8 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])) if leaves else jnp.asarray(True)
 
 
-def known(*arrays: Any) -> bool:
-    """Whether these are numbers that can be checked, rather than traced."""
+def concrete(*arrays: Any) -> bool:
+    """Whether these are numbers that can be checked, not traced values."""
     return not any(isinstance(x, Tracer) for x in arrays)
 
 

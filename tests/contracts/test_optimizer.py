@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import assert_close, normal_tree
+from helpers import SGD, Adam, assert_close, normal_tree
 
 from lo_components import optimizers, recipes
-from lo_components.optimizers import SGD, Adam, Clipped, Decayed, OptaxOptimizer, Scaled, StepContext, as_optax
+from lo_components.optimizers import Clipped, Decayed, OptaxOptimizer, Scaled, StepContext, as_optax
 
 SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
 SCALES = {"w": 0.5, "b": 2.0, "empty": 1.0}

@@ -50,7 +50,7 @@ class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
         - `learning_rate`: $\alpha$ in this convention.
         - `local_learning_rate`: $\gamma$, positive.
         """
-        if _tree.known(local_learning_rate) and not local_learning_rate > 0:
+        if _tree.concrete(local_learning_rate) and not local_learning_rate > 0:
             raise ValueError(f"`local_learning_rate` must be positive, got {local_learning_rate}.")
         return cls(momentum, learning_rate / local_learning_rate)
 

@@ -1,12 +1,11 @@
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._learner import Learner, partition
 from ..unroll import InnerState, TruncatedUnroll
-from ._base import AbstractEstimator, Estimate, partition, signal_and_noise
+from ._base import AbstractEstimator, Estimate, signal_and_noise
 
 
 class TruncatedBackprop(AbstractEstimator[InnerState]):
@@ -42,13 +41,13 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
                 "reverse-mode derivative. Use an evolution strategy, for instance `PES`."
             )
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
         def one(index):
             return self.unroll.init(learner, key=jax.random.fold_in(key, index))
 
         return jax.vmap(one)(jnp.arange(self.num_particles))
 
-    def estimate(self, learner: Any, state: InnerState, *, key: PRNGKeyArray) -> tuple[Estimate, InnerState]:
+    def estimate(self, learner: Learner, state: InnerState, *, key: PRNGKeyArray) -> tuple[Estimate, InnerState]:
         theta, rest = partition(learner)
 
         def one(index, inner: InnerState):

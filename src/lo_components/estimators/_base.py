@@ -1,10 +1,12 @@
 import abc
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._learner import Learner
 
 StateT = TypeVar("StateT")
 
@@ -57,17 +59,12 @@ class AbstractEstimator(eqx.Module, Generic[StateT]):
     """
 
     @abc.abstractmethod
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> StateT:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> StateT:
         """The state of all particles before the first window."""
 
     @abc.abstractmethod
-    def estimate(self, learner: Any, state: StateT, *, key: PRNGKeyArray) -> tuple[Estimate, StateT]:
+    def estimate(self, learner: Learner, state: StateT, *, key: PRNGKeyArray) -> tuple[Estimate, StateT]:
         """An estimate from the next window of every particle, and their next state."""
-
-
-def partition(learner: Any) -> tuple[Any, Any]:
-    """Theta, the inexact arrays of a learner, and the rest, which is constant; `eqx.combine` puts them together."""
-    return eqx.partition(learner, eqx.is_inexact_array)
 
 
 def signal_and_noise(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
+from .._learner import Learner, partition
 from ..unroll import InnerState, TruncatedUnroll
-from ._base import AbstractEstimator, Estimate, partition, signal_and_noise
+from ._base import AbstractEstimator, Estimate, signal_and_noise
 from ._noise import AbstractNoise, FreshNoise
 from ._pairs import PairOutput, perturbed, twins, unroll_episode, unroll_pair
 from ._shaping import AbstractShaping, Difference
@@ -75,7 +76,7 @@ class EvolutionStrategy(AbstractEstimator[EvolutionState]):
     def __check_init__(self):
         _check(self)
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> EvolutionState:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> EvolutionState:
         """Staggered first episodes of all pairs."""
         theta, _ = partition(learner)
 
@@ -85,7 +86,9 @@ class EvolutionStrategy(AbstractEstimator[EvolutionState]):
 
         return EvolutionState(*jax.vmap(one)(jnp.arange(self.num_pairs)), jnp.zeros((), jnp.int32))
 
-    def estimate(self, learner: Any, state: EvolutionState, *, key: PRNGKeyArray) -> tuple[Estimate, EvolutionState]:
+    def estimate(
+        self, learner: Learner, state: EvolutionState, *, key: PRNGKeyArray
+    ) -> tuple[Estimate, EvolutionState]:
         """An estimate from the next window of every pair, and their next state."""
         theta, rest = partition(learner)
         std = _std_after(self.std, state.windows)
@@ -129,10 +132,12 @@ class FullES(AbstractEstimator[Int[Array, ""]]):
     def __check_init__(self):
         _check(self)
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> Int[Array, ""]:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> Int[Array, ""]:
         return jnp.zeros((), jnp.int32)
 
-    def estimate(self, learner: Any, state: Int[Array, ""], *, key: PRNGKeyArray) -> tuple[Estimate, Int[Array, ""]]:
+    def estimate(
+        self, learner: Learner, state: Int[Array, ""], *, key: PRNGKeyArray
+    ) -> tuple[Estimate, Int[Array, ""]]:
         theta, rest = partition(learner)
         std = _std_after(self.std, state)
 
@@ -147,8 +152,8 @@ class FullES(AbstractEstimator[Int[Array, ""]]):
 
 def _check(strategy: EvolutionStrategy | FullES) -> None:
     std = strategy.std
-    known = not callable(std) and _tree.known(std)
-    if strategy.num_pairs < 1 or (known and not jnp.all(jnp.asarray(std) > 0)):
+    concrete = not callable(std) and _tree.concrete(std)
+    if strategy.num_pairs < 1 or (concrete and not jnp.all(jnp.asarray(std) > 0)):
         raise ValueError(f"`num_pairs` must be at least 1 and `std` positive, got {strategy.num_pairs} and {std}.")
 
 

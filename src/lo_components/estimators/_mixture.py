@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from .._learner import Learner
 from ._base import AbstractEstimator, Estimate
 
 
@@ -60,11 +61,11 @@ class Mixture(AbstractEstimator[tuple]):
         if not all(0 < w < math.inf for w in self.weights):
             raise ValueError(f"`weights` must be positive, got {self.weights}.")
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> tuple:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> tuple:
         keys = jax.random.split(key, len(self.estimators))
         return tuple(e.init(learner, key=k) for e, k in zip(self.estimators, keys, strict=True))
 
-    def estimate(self, learner: Any, state: tuple, *, key: PRNGKeyArray) -> tuple[Estimate, tuple]:
+    def estimate(self, learner: Learner, state: tuple, *, key: PRNGKeyArray) -> tuple[Estimate, tuple]:
         keys = jax.random.split(key, len(self.estimators))
         found = [e.estimate(learner, s, key=k) for e, s, k in zip(self.estimators, state, keys, strict=True)]
         estimates = [estimate for estimate, _ in found]

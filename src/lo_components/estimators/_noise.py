@@ -96,7 +96,7 @@ class PersistentNoise(AbstractNoise[NoiseState]):
     )
 
     def __check_init__(self):
-        if _tree.known(self.windows_per_draw) and self.windows_per_draw < 1:
+        if _tree.concrete(self.windows_per_draw) and self.windows_per_draw < 1:
             raise ValueError(f"`windows_per_draw` must be at least 1 or `None`, got {self.windows_per_draw}.")
 
     def init(self, theta: Theta, *, key: PRNGKeyArray) -> NoiseState:

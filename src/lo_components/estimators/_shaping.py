@@ -47,7 +47,7 @@ class ClippedDifference(AbstractShaping):
     max_difference: Float[Array, ""] = eqx.field(converter=_number)
 
     def __check_init__(self):
-        if _tree.known(self.max_difference) and not jnp.all(self.max_difference > 0):
+        if _tree.concrete(self.max_difference) and not jnp.all(self.max_difference > 0):
             raise ValueError(f"`max_difference` must be positive, got {self.max_difference}.")
 
     def __call__(self, differences, losses, usable):

@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import _description
+from .._learner import Learner
 
 # A longer sequence of numbers is data.
 _LONGEST = 64
 
 
-def constants(learner: Any, estimator: Any) -> dict[str, str]:
+def constants(learner: Learner, estimator: Any) -> dict[str, str]:
     """Numbers, names of classes and shapes of arrays, as text.
 
     Arrays of the learner are learned, so they are left out; scalar arrays of the estimator count by their value, others

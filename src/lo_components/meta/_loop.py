@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from .._learner import Learner
 from .._types import typechecked
 from ..estimators import AbstractEstimator
 from ._checkpoints import Checkpoints, DurableRun
@@ -21,7 +22,7 @@ STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
 
 @typechecked
 def meta_train(
-    learner: Any,
+    learner: Learner,
     estimator: AbstractEstimator,
     *,
     num_steps: int,

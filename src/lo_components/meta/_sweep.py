@@ -74,7 +74,7 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
 
     ```python
     rates = jnp.logspace(-4, -1, 7)
-    adam = lambda rate: evaluate(Adam(rate), task, num_steps=1000, key=key)
+    adam = lambda rate: evaluate(OptaxOptimizer(optax.adam, rate), task, num_steps=1000, key=key)
     best = sweep(adam, rates).best()
     ```
 

@@ -1,5 +1,3 @@
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +5,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
+from .._learner import Learner, partition
 from ..estimators import AbstractEstimator
 
 
@@ -22,7 +21,7 @@ class MetaState(eqx.Module):
     - `key`: the run's key; meta-step `t` uses it folded with `t`.
     """
 
-    learner: Any
+    learner: Learner
     optimizer_state: optax.OptState
     estimator_state: PyTree
     step: Int[Array, ""]
@@ -80,22 +79,22 @@ def meta_optimizer(
 
 
 def init_meta_state(
-    learner: Any, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
+    learner: Learner, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
 ) -> MetaState:
     """The state before the first meta-step."""
-    if not jax.tree.leaves(eqx.filter(learner, eqx.is_inexact_array)):
+    meta_parameters, rest = partition(learner)
+    if not jax.tree.leaves(meta_parameters):
         raise ValueError(
             "`learner` has no floating-point arrays, so there is nothing to learn. Python numbers are constants: write "
             "`jnp.asarray(0.1)` for a number that is to be learned."
         )
     # `jnp.asarray(0.1)` is of a weak type, `apply_updates` gives a strong one: the step would be compiled twice.
-    learner = jax.tree.map(
-        lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, learner
-    )
+    meta_parameters = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), meta_parameters)
+    learner = eqx.combine(meta_parameters, rest)
     estimator_key, run_key = jax.random.split(key)
     return MetaState(
         learner,
-        optimizer.init(eqx.filter(learner, eqx.is_inexact_array)),
+        optimizer.init(meta_parameters),
         estimator.init(learner, key=estimator_key),
         jnp.zeros((), jnp.int32),
         run_key,
@@ -112,7 +111,7 @@ def meta_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     estimate, estimator_state = estimator.estimate(state.learner, state.estimator_state, key=key)
-    theta, static = eqx.partition(state.learner, eqx.is_inexact_array)
+    theta, rest = partition(state.learner)
     updates, optimizer_state = optimizer.update(estimate.grad, state.optimizer_state, theta)
     new_theta = optax.apply_updates(theta, updates)
     good = (estimate.usable > 0) & _tree.all_finite(estimate.grad) & _tree.all_finite(new_theta)
@@ -127,5 +126,5 @@ def meta_step(
         skipped=1.0 - good.astype(jnp.float32),
         diagnostics=estimate.diagnostics,
     )
-    learner = eqx.combine(theta, static)
+    learner = eqx.combine(theta, rest)
     return MetaState(learner, optimizer_state, estimator_state, state.step + 1, state.key), metrics

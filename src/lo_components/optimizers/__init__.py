@@ -2,8 +2,6 @@
 
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._base import StepContext as StepContext
-from ._baselines import SGD as SGD
-from ._baselines import Adam as Adam
 from ._learned import LearnedOptimizer as LearnedOptimizer
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax

@@ -90,9 +90,9 @@ class Decayed(AbstractOptimizer[StateT]):
 
     Around or inside [`lo_components.optimizers.Scaled`][] it gives the two conventions of muAdamW:
 
-    - `Scaled(Decayed(Adam(lr), lr * wd), scales)`: decay shrinks with the update, as when a parametrization's scales
+    - `Scaled(Decayed(adam, lr * wd), scales)`: decay shrinks with the update, as when a parametrization's scales
       multiply the learning rate of AdamW (the muLO paper's code; the usual reading of table 8).
-    - `Decayed(Scaled(Adam(lr), scales), lr * wd)`: the same decay at every width, as the mup package has it. Wang &
+    - `Decayed(Scaled(adam, scales), lr * wd)`: the same decay at every width, as the mup package has it. Wang &
       Aitchison (arXiv 2405.13698) find that this one transfers over widths.
 
     **Arguments:**

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._learner import Learner
 from .._types import typechecked
 from ..estimators import AbstractEstimator, Estimate
 from ..meta import MetaState
@@ -62,10 +63,10 @@ class ParticleSharded(AbstractEstimator[Any]):
         self.mesh = mesh
         self.fsdp_min_size = fsdp_min_size
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> Any:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> Any:
         return self._spread(self.estimator.init(learner, key=key))
 
-    def estimate(self, learner: Any, state: Any, *, key: PRNGKeyArray) -> tuple[Estimate, Any]:
+    def estimate(self, learner: Learner, state: Any, *, key: PRNGKeyArray) -> tuple[Estimate, Any]:
         estimate, state = self.estimator.estimate(learner, self._spread(state), key=key)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.lax.with_sharding_constraint(estimate, everywhere), self._spread(state)

@@ -89,12 +89,12 @@ class AbstractModelTask(AbstractTask[BatchT]):
     trained: eqx.AbstractVar[TrainedModel]
 
     @property
-    def widths(self) -> PyTree[WidthSpec]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def widths(self) -> PyTree[WidthSpec]:
         """One `WidthSpec` for each array."""
         return self.trained.widths
 
     @property
-    def parametrization(self) -> AbstractParametrization:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def parametrization(self) -> AbstractParametrization:
         """The model's parametrization."""
         return self.trained.parametrization
 

@@ -14,17 +14,17 @@ class AbstractTaskWrapper(AbstractTask[Any]):
     task: AbstractVar[AbstractTask]
 
     @property
-    def widths(self) -> PyTree[WidthSpec] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def widths(self) -> PyTree[WidthSpec] | None:
         """Those of `task`."""
         return self.task.widths
 
     @property
-    def parametrization(self) -> AbstractParametrization:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def parametrization(self) -> AbstractParametrization:
         """That of `task`."""
         return self.task.parametrization
 
     @property
-    def max_loss(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_loss(self) -> float:
         """That of `task`."""
         return self.task.max_loss
 

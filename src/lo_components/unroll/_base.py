@@ -1,11 +1,10 @@
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import _tree
+from .._learner import Learner
 from .._types import Params
 from ..tasks import AbstractTask, AbstractTaskFamily
 from ._horizons import AbstractHorizon, as_horizon
@@ -121,14 +120,14 @@ class TruncatedUnroll(eqx.Module):
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"`window` must be at least 1 and a whole number, got {self.window!r}.")
 
-    def init(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
+    def init(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
         """A staggered first episode: a random part of its horizon, in whole windows, counts as spent."""
         stagger_key, key = jax.random.split(key)
         state = self.new_episode(learner, key=key)
         spent = jax.random.randint(stagger_key, (), 0, state.episode.horizon // self.window) * self.window
         return eqx.tree_at(lambda s: s.episode.step, state, spent)
 
-    def new_episode(self, learner: Any, *, key: PRNGKeyArray) -> InnerState:
+    def new_episode(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
         """The state before the first step of a new episode."""
         init_key, horizon_key, family_key = jax.random.split(key, 3)
         sampled = self.task.sample(key=family_key) if isinstance(self.task, AbstractTaskFamily) else None
@@ -141,7 +140,7 @@ class TruncatedUnroll(eqx.Module):
         episode = Episode(sampled, zero, zero, self.horizon.sample(self.window, key=horizon_key), jnp.asarray(False))
         return InnerState(episode, TrainState(params, self.inner_step.init(learner, params), loss))
 
-    def __call__(self, learner: Any, state: InnerState, *, key: PRNGKeyArray) -> UnrollOutput:
+    def __call__(self, learner: Learner, state: InnerState, *, key: PRNGKeyArray) -> UnrollOutput:
         """Train for one window, which begins a new episode if the last one is done."""
         new_key, steps_key = jax.random.split(key)
         state = _tree.where(state.episode.done, self.new_episode(learner, key=new_key), state)

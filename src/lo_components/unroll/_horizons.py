@@ -31,7 +31,7 @@ class ConstantHorizon(AbstractHorizon):
     steps: Int[Array, ""] = eqx.field(converter=whole)
 
     def __check_init__(self):
-        if _tree.known(self.steps) and self.steps < 1:
+        if _tree.concrete(self.steps) and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
 
     def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
@@ -57,7 +57,7 @@ class LogUniformHorizon(AbstractHorizon):
     max_steps: Int[Array, ""] = eqx.field(converter=whole)
 
     def __check_init__(self):
-        if _tree.known(self.min_steps, self.max_steps) and not 1 <= self.min_steps <= self.max_steps:
+        if _tree.concrete(self.min_steps, self.max_steps) and not 1 <= self.min_steps <= self.max_steps:
             raise ValueError(
                 f"`min_steps` and `max_steps` must satisfy 1 <= min_steps <= max_steps, got {self.min_steps} and "
                 f"{self.max_steps}."
@@ -81,6 +81,6 @@ def as_horizon(horizon: Any) -> AbstractHorizon:
         raise TypeError(
             f"`horizon` must be a number of steps or a horizon such as `LogUniformHorizon(100, 1000)`, got {horizon!r}."
         ) from None
-    if _tree.known(steps) and steps < 1:
+    if _tree.concrete(steps) and steps < 1:
         raise ValueError(f"`horizon` must be at least 1, got {steps}.")
     return ConstantHorizon(steps)

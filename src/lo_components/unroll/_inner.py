@@ -135,7 +135,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     def __check_init__(self):
         if self.num_workers < 1:
             raise ValueError(f"`num_workers` must be at least 1, got {self.num_workers}.")
-        if _tree.known(self.local_steps) and self.local_steps < 1:
+        if _tree.concrete(self.local_steps) and self.local_steps < 1:
             raise ValueError(f"`local_steps` must be at least 1, got {self.local_steps}.")
         if not 0 < self.participation <= 1:
             raise ValueError(f"`participation` must be above 0 and at most 1, got {self.participation}.")
