@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,8 +92,8 @@ def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, windo
         learner = loc.meta.meta_train(
             learner,
             loc.estimators.PES(unroll, num_pairs=pairs, std=std),
-            loc.meta.meta_optimizer(meta_steps, peak=rate, end=0.0),
-            meta_steps,
+            num_steps=meta_steps,
+            optimizer=loc.meta.meta_optimizer(meta_steps, peak=rate, end=0.0),
             checkpoints=loc.meta.Checkpoints(folder / f"{name}-{i}", {"name": name, "meta_steps": meta_steps}),
             log_every=10,
             progress=f"{name}, stage {i}",
@@ -106,20 +105,16 @@ def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, windo
 def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, coarse: bool, key):
     """The learner and the inner step of a baseline's best configuration, which configuration, and of how many."""
     fine, few, make = BASELINES[name]
-    configurations = jnp.asarray(list(itertools.product(*(few if coarse else fine))), jnp.float32)
+    configurations = list(itertools.product(*(few if coarse else fine)))
     size = batch * workers * steps if name in ("SGD", "Adam") else batch
     task = make_task(size)
 
-    @eqx.filter_jit
-    def losses(configurations):
-        def one(configuration):
-            learner, inner_step = make(lambda rate: spread(workers, steps, rate), *configuration)
-            return loc.meta.evaluate(task, learner, rounds, inner_step=inner_step, num_seeds=1, key=key).final()[0]
+    def run(configuration):
+        learner, inner_step = make(lambda rate: spread(workers, steps, rate), *configuration)
+        return loc.meta.evaluate(learner, task, num_steps=rounds, inner_step=inner_step, num_seeds=1, key=key)
 
-        return jax.lax.map(one, configurations, batch_size=16)
-
-    found = np.asarray(losses(configurations))
-    best = [float(x) for x in configurations[np.nanargmin(np.where(np.isfinite(found), found, np.inf))]]
+    grid = tuple(jnp.asarray(values, jnp.float32) for values in zip(*configurations, strict=True))
+    best = configurations[loc.meta.sweep(run, grid, at_once=16).best().index]
     return *make(lambda rate: spread(workers, steps, rate), *best), task, best, len(configurations)
 
 
@@ -148,12 +143,14 @@ def compare(
     if mup:
         settings[", muP"] = (make_task(batch, MuP(bias_std=0.0)), spread(workers, steps, LOCAL_RATE))
     for (name, aggregator), (suffix, (task, inner)) in itertools.product(learned.items(), settings.items()):
-        curves[name + suffix] = loc.meta.evaluate(task, aggregator, rounds, inner_step=inner, num_seeds=seeds, key=key)
+        curves[name + suffix] = loc.meta.evaluate(
+            aggregator, task, num_steps=rounds, inner_step=inner, num_seeds=seeds, key=key
+        )
     for name in names:
         learner, inner, task, best, count = tuned(
             make_task, name, workers, steps, rounds, batch, coarse, jax.random.key(3)
         )
-        curves[name] = loc.meta.evaluate(task, learner, rounds, inner_step=inner, num_seeds=seeds, key=key)
+        curves[name] = loc.meta.evaluate(learner, task, num_steps=rounds, inner_step=inner, num_seeds=seeds, key=key)
         chosen[name] = f"  {', '.join(f'{x:g}' for x in best)} (best of {count})"
         print(f"{name}:{chosen[name]}, {time.perf_counter() - begin:.0f} s", flush=True)
     finals = {name: float(np.median(curves[name].final())) for name in curves}

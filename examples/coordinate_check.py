@@ -46,10 +46,10 @@ def make_task(model: str, norm: str, parametrization, base_width: int | None):
     }[model]
 
 
-def make_optimizer(name: str, weights: Path | None) -> optax.GradientTransformation:
+def make_optimizer(name: str, weights: Path | None):
     if name == "mulo":
         random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
-        return loc.optimizers.as_optax(random if weights is None else loc.weights.load(weights))
+        return random if weights is None else loc.weights.load(weights)
     # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
     return optax.adam(RATES["adam"], eps=1e-15) if name == "adam" else optax.sgd(RATES["sgd"])
 
@@ -71,9 +71,9 @@ def main(
         # SGD's scales grow with the width, so they need a width at which they are 1.
         base_width = widths[0] if optimizer == "sgd" else None
         for name, parametrization in (("SP", SP()), ("muP", MuP())):
-            checks[f"{name}, {optimizer}"] = check = loc.tasks.coordinate_check(
-                make_task(model, norm, parametrization, base_width),
+            checks[f"{name}, {optimizer}"] = check = loc.meta.coordinate_check(
                 make_optimizer(optimizer, weights),
+                make_task(model, norm, parametrization, base_width),
                 widths=widths,
                 num_steps=steps,
                 num_seeds=1 if smoke else num_seeds,

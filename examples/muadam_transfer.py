@@ -25,7 +25,7 @@ import lo_components as loc
 from lo_components.parametrization import SP, MuP
 
 GRID = list(itertools.product((1e-1, 1e-2, 1e-3, 1e-4), *[(2.0**-4, 2.0**-2, 1.0, 2.0**2, 2.0**4)] * 3))
-SWEEP = tuple(10.0 ** (-4.5 + 0.5 * i) for i in range(10))
+RATES = tuple(10.0 ** (-4.5 + 0.5 * i) for i in range(10))
 
 
 def make_task(dataset, width: int, parametrization):
@@ -43,18 +43,17 @@ def with_multipliers(task, input_mult, output_mult, hidden_mult):
     return eqx.tree_at(places, task, [x * factor for x, factor in zip(places(task), factors, strict=True)])
 
 
-@eqx.filter_jit
-def final_losses(task, configurations, steps: int, num_seeds: int, at_once: int, key):
-    """The mean loss of the last 20 steps, `[configurations, seeds]`, one compiled call for all of them."""
+def sweep(task, configurations, steps: int, num_seeds: int, at_once: int, key) -> loc.meta.Sweep:
+    """Train with every configuration of a learning rate and, unless there are none, multipliers."""
 
-    def one(configuration):
+    def run(configuration):
         learning_rate, *multipliers = configuration
         tuned = with_multipliers(task, *multipliers) if multipliers else task
-        return loc.meta.evaluate(
-            tuned, loc.OptaxOptimizer(optax.adam, learning_rate), steps, num_seeds=num_seeds, key=key
-        ).final()
+        adam = loc.OptaxOptimizer(optax.adam, learning_rate)
+        return loc.meta.evaluate(adam, tuned, num_steps=steps, num_seeds=num_seeds, key=key)
 
-    return jax.lax.map(one, tuple(jnp.asarray(c, jnp.float32) for c in configurations), batch_size=at_once)
+    grid = tuple(jnp.asarray(values, jnp.float32) for values in configurations)
+    return loc.meta.sweep(run, grid, at_once=at_once)
 
 
 def main(
@@ -67,35 +66,33 @@ def main(
     smoke: bool = False,
 ) -> None:
     dataset = loc.data.digits() if data is None else loc.data.fashion_mnist(data)
-    grid, sweep = GRID, SWEEP
+    grid, rates = GRID, RATES
     if smoke:
-        grid, sweep, tune_width, widths, steps, num_seeds = GRID[62::125], SWEEP[3::3], 8, (8, 16), 5, 2
+        grid, rates, tune_width, widths, steps, num_seeds = GRID[62::125], RATES[3::3], 8, (8, 16), 5, 2
     key = jax.random.key(0)
 
     begin = time.perf_counter()
-    losses = np.asarray(
-        final_losses(make_task(dataset, tune_width, MuP()), tuple(zip(*grid, strict=True)), steps, 1, 25, key)
-    )
-    best = grid[int(np.nanargmin(np.where(np.isfinite(losses), losses, np.inf)))]
+    found = sweep(make_task(dataset, tune_width, MuP()), tuple(zip(*grid, strict=True)), steps, 1, 25, key).best()
+    best = grid[found.index]
     print(
         f"muAdam, best of {len(grid)} configurations at width {tune_width} after {steps} steps, in "
         f"{time.perf_counter() - begin:.0f} s:\n  learning rate {best[0]:g}, input {best[1]:g}, output {best[2]:g}, "
-        f"hidden {best[3]:g}: loss {np.nanmin(losses):.4f}",
+        f"hidden {best[3]:g}: loss {found.score:.4f}",
         flush=True,
     )
     panels: dict[str, dict[int, np.ndarray]] = {"SP, Adam": {}, "muP, muAdam": {}}
     print(f"\n{'':<12}{'width':>6}{'best rate':>11}   loss at each learning rate, median of {num_seeds} seeds")
-    print(" " * 29 + "   " + "".join(f"{rate:>9.1e}" for rate in sweep))
+    print(" " * 29 + "   " + "".join(f"{rate:>9.1e}" for rate in rates))
     for name, parametrization, multipliers in (("SP, Adam", SP(), ()), ("muP, muAdam", MuP(), best[1:])):
         for width in widths:
             task = make_task(dataset, width, parametrization)
             task = with_multipliers(task, *multipliers) if multipliers else task
-            losses = np.asarray(final_losses(task, (sweep,), steps, num_seeds, 1 if width > 512 else 10, key))
-            panels[name][width] = losses
+            curves = sweep(task, (rates,), steps, num_seeds, 1 if width > 512 else 10, key)
+            panels[name][width] = losses = np.asarray(curves.evaluations.final())
+            rate = rates[curves.best(lambda e: jnp.median(e.final(), axis=1, keepdims=True)).index]
             middle = np.median(losses, axis=1)
-            rate = sweep[int(np.nanargmin(np.where(np.isfinite(middle), middle, np.inf)))]
             print(f"{name:<12}{width:>6}{rate:>11.1e}   " + "".join(f"{x:>9.4f}" for x in middle), flush=True)
-    loc.plots.transfer(panels, np.asarray(sweep), out, title=f"{steps} steps of Adam; dots mark the best learning rate")
+    loc.plots.transfer(panels, np.asarray(rates), out, title=f"{steps} steps of Adam; dots mark the best learning rate")
     print(f"\npicture: {out}")
 
 

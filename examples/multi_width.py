@@ -67,8 +67,8 @@ def main(
         learned[name] = loc.meta.meta_train(
             learner,
             of,
-            loc.meta.meta_optimizer(meta_steps, peak=1e-2, end=0.0),
-            meta_steps,
+            num_steps=meta_steps,
+            optimizer=loc.meta.meta_optimizer(meta_steps, peak=1e-2, end=0.0),
             checkpoints=loc.meta.Checkpoints(folder, settings),
             log_every=1,
             progress=name,
@@ -83,7 +83,7 @@ def main(
         panel = panels.setdefault(f"width {width}", {})
         finals = []
         for name, learner in learned.items():
-            curves = loc.meta.evaluate(make_task(dataset, width), learner, test_steps, key=jax.random.key(7))
+            curves = loc.meta.evaluate(learner, make_task(dataset, width), num_steps=test_steps, key=jax.random.key(7))
             panel[name] = np.asarray(curves.losses)
             finals.append(float(np.median(curves.final())))
         print(f"{width:>6}" + "".join(f"{x:>22.4f}" for x in finals), flush=True)

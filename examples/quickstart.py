@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,9 +87,9 @@ def meta_train(settings: Settings, dataset, name: str, parametrization, step_mul
     return loc.meta.meta_train(
         loc.recipes.small_fc_lopt(hidden_size=4, step_mult=step_mult, key=init_key),
         loc.estimators.PES(unroll, num_pairs=settings.pairs, std=settings.std),
+        num_steps=settings.meta_steps,
         # A short run takes a higher rate than the papers' 5,000 meta-steps, and ends at 0.
-        loc.meta.meta_optimizer(settings.meta_steps, peak=settings.meta_rate, end=0.0),
-        settings.meta_steps,
+        optimizer=loc.meta.meta_optimizer(settings.meta_steps, peak=settings.meta_rate, end=0.0),
         checkpoints=loc.meta.Checkpoints(out, {**config, **dataclasses.asdict(settings)}, every=50),
         progress=f"meta-training {name}",
         key=run_key,
@@ -103,16 +102,15 @@ def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, 
 
     def curves(parametrization, optimizer):
         target = task(settings, dataset, width, parametrization)
-        return loc.meta.evaluate(target, optimizer, steps, num_seeds=settings.seeds, key=key)
+        return loc.meta.evaluate(optimizer, target, num_steps=steps, num_seeds=settings.seeds, key=key)
 
     # Compilation keeps one core busy: both at once.
     with ThreadPoolExecutor(len(LEARNED)) as pool:
         found = pool.map(lambda entry: curves(entry[1], optimizers[entry[0]]).losses, LEARNED)
         losses = {name: values for (name, *_), values in zip(LEARNED, found, strict=True)}
     rates = jnp.asarray(settings.adam_rates)
-    grid = eqx.filter_vmap(lambda rate: curves(SP(), loc.OptaxOptimizer(optax.adam, rate)))(rates)
-    final = jnp.nan_to_num(jnp.mean(grid.losses[:, :, -20:], axis=(1, 2)), nan=jnp.inf)
-    return {**losses, "Adam": grid.losses[jnp.argmin(final)]}
+    adam = loc.meta.sweep(lambda rate: curves(SP(), loc.OptaxOptimizer(optax.adam, rate)), rates)
+    return {**losses, "Adam": adam.best().evaluation.losses}
 
 
 def expected_results(settings: Settings):

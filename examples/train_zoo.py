@@ -96,7 +96,9 @@ def main(
         task, panels[name] = make(), {}
         for label, optimizer in optimizers.items():
             begin = time.perf_counter()
-            curves = loc.meta.evaluate(task, optimizer, 3 if smoke else steps, num_seeds=1, key=jax.random.key(1))
+            curves = loc.meta.evaluate(
+                optimizer, task, num_steps=3 if smoke else steps, num_seeds=1, key=jax.random.key(1)
+            )
             panels[name][label] = losses = np.asarray(curves.losses)
             seconds = time.perf_counter() - begin
             print(f"{name:<20}{label:<24}{losses[0, 0]:>11.4f}{curves.final()[0]:>11.4f}{seconds:>9.0f}", flush=True)

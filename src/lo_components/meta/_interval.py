@@ -31,7 +31,7 @@ def median_interval(
     as infinity. If both medians of a ratio are infinite, the ratio is undetermined: its value is NaN, and such a
     resample extends the interval in both directions.
 
-    An interval never reaches beyond the lowest and the highest seed, so with fewer than about six seeds its coverage is
+    An interval never reaches beyond the lowest and the highest seed, so with fewer than six seeds its coverage is
     below 95 %, whatever `confidence` is.
 
     **Arguments:**
