@@ -25,7 +25,12 @@ import optax
 
 import lo_components as loc
 from lo_components.estimators import PES, ESSingle, FullES, TruncatedBackprop, TruncatedES
+<<<<<<< HEAD
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
+=======
+from lo_components.optimizers import SGD
+from lo_components.unroll import TruncatedUnroll
+>>>>>>> es
 
 KEY = jax.random.key(0)
 NAMES = ("truncated backprop", "truncated ES", "PES", "ES-Single", "full ES")
@@ -58,7 +63,7 @@ def make_estimators(
     names: tuple[str, ...], task, steps: int, window: int, std: float, num_pairs: int
 ) -> dict[str, tuple[Any, int]]:
     """By name, with the number of windows in an episode; full ES only with one."""
-    unroll = TruncatedUnroll(task, ConstantHorizon(steps), window)
+    unroll = TruncatedUnroll(task, steps, window)
     found: dict[str, tuple[Any, int]] = {
         "truncated backprop": (TruncatedBackprop(unroll, 2 * num_pairs), steps // window),
         "truncated ES": (TruncatedES(unroll, num_pairs, std=std), steps // window),
@@ -152,7 +157,7 @@ def main(
         steps, std = 100, 0.01
         task = loc.tasks.mlp_classification(loc.data.digits(), width=8, depth=1, batch_size=32)
         learner = loc.recipes.small_fc_lopt(hidden_size=4, step_mult=1e-2, key=jax.random.key(3))
-        reference = FullES(TruncatedUnroll(task, ConstantHorizon(steps), steps), 32, std=std)
+        reference = FullES(TruncatedUnroll(task, steps, steps), 32, std=std)
         found = estimates(reference, learner, 1, replicates // 10, jax.random.key(1))
         # Its direction comes from one half and its length from the other, or noise would make it too long.
         half = len(found) // 2

@@ -79,7 +79,7 @@ def meta_train(settings: Settings, dataset, name: str, parametrization, step_mul
     """Meta-train one learned optimizer on the narrow task, or read it from `out`."""
     unroll = loc.unroll.TruncatedUnroll(
         task(settings, dataset, settings.meta_width, parametrization),
-        loc.unroll.ConstantHorizon(settings.horizon),
+        settings.horizon,
         settings.window,
     )
     init_key, run_key = jax.random.split(jax.random.key(settings.seed))

@@ -539,6 +539,20 @@ def test_if_every_pair_fails_the_gradient_is_zero_and_no_particle_is_finite():
     assert estimate.finite == 0.0 and estimate.grad.velocity == 0.0
 
 
+@pytest.mark.parametrize("make", [PES, ESSingle, FullES, TruncatedBackprop])
+def test_a_learner_may_have_no_state(make):
+    class Stateless(Drift):
+        def init(self, params):
+            return None
+
+        def update(self, grads, state, params, *, context=StepContext()):
+            return self.velocity, None
+
+    (_, with_state), _ = run(make(quadratic_unroll(steps=10, window=5), 2), Drift(jnp.asarray(VELOCITY)), 2)
+    (_, without), _ = run(make(quadratic_unroll(steps=10, window=5), 2), Stateless(jnp.asarray(VELOCITY)), 2)
+    np.testing.assert_array_equal(without.grad.velocity, with_state.grad.velocity)
+
+
 def test_floats_as_scales_are_constants():
     estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
     learner = Scaled(Drift(jnp.asarray(VELOCITY)), 0.0)

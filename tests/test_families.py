@@ -140,9 +140,9 @@ def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
 
 
-def contributions(meta_loss, *, steps=12, window=4):
+def contributions(meta_loss, *, steps=12, window=4, split=None):
     """The contributions of one episode's windows, and its losses."""
-    unroll = dataclasses.replace(quadratic_unroll(steps=steps, window=window), meta_loss=meta_loss)
+    unroll = dataclasses.replace(quadratic_unroll(steps=steps, window=window), meta_loss=meta_loss, split=split)
     learner = Drift(jnp.asarray(VELOCITY))
     state, found, losses = unroll.new_episode(learner, key=KEY), [], []
     for _ in range(steps // window):
@@ -151,7 +151,8 @@ def contributions(meta_loss, *, steps=12, window=4):
         losses += list(out.losses)
         state = out.state
     assert state.episode.done
-    np.testing.assert_allclose(losses, [0.5 * np.sum((START + t * VELOCITY) ** 2) for t in range(steps)], rtol=1e-5)
+    times = np.arange(steps) + (split is not None)
+    np.testing.assert_allclose(losses, [0.5 * np.sum((START + t * VELOCITY) ** 2) for t in times], rtol=1e-5)
     return np.asarray(found), np.asarray(losses), (unroll, learner, state)
 
 
@@ -170,6 +171,11 @@ def test_the_mean_of_the_contributions_is_the_episodes_meta_loss(meta_loss, of):
     out = unroll(learner, state, key=KEY)
     again = unroll.contribution(out.losses, out.previous_loss, out.state.episode)
     np.testing.assert_allclose(again, found[0], rtol=1e-5)
+
+
+def test_on_a_split_the_telescoped_loss_begins_with_the_loss_of_the_initial_parameters():
+    found, losses, _ = contributions(TelescopedLoss(), split="train")
+    np.testing.assert_allclose(found.mean(), losses[-1] - 0.5 * np.sum(START**2), rtol=1e-5)
 
 
 def test_an_episode_that_ends_early_ends_with_the_largest_loss():
