@@ -25,12 +25,7 @@ import optax
 
 import lo_components as loc
 from lo_components.estimators import PES, ESSingle, FullES, TruncatedBackprop, TruncatedES
-<<<<<<< HEAD
-from lo_components.unroll import ConstantHorizon, TruncatedUnroll
-=======
-from lo_components.optimizers import SGD
 from lo_components.unroll import TruncatedUnroll
->>>>>>> es
 
 KEY = jax.random.key(0)
 NAMES = ("truncated backprop", "truncated ES", "PES", "ES-Single", "full ES")
