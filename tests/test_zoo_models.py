@@ -254,7 +254,7 @@ def test_residual_branches_are_multiplied_by_the_parametrizations_factor(getkey)
 
 def test_sequences_and_images_of_another_size_are_refused():
     model = nn.TransformerLM(11, width=8, depth=1, heads=2, max_length=4, key=KEY)
-    with pytest.raises(ValueError, match="at most 4, the model's `max_length`"):
+    with pytest.raises(ValueError, match="at most 4 tokens, the `max_length`"):
         eqx.filter_eval_shape(model, jnp.zeros(5, jnp.int32))
     with pytest.raises(ValueError, match="the size of the `image_shape`"):
         eqx.filter_eval_shape(nn.ViT((8, 8), 2, patch_size=4, width=4, depth=1, heads=1, key=KEY), jnp.zeros((8, 4)))
