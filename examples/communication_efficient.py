@@ -96,7 +96,7 @@ def main(
     loss = make_loss(static)
 
     # Around each: a worker that sends a hundredfold delta, or one that is not finite, is left out.
-    learned, _ = loc.weights.load_arrays(weights, loc.recipes.lopt_a(key=key))
+    learned = loc.weights.load(weights)
     aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "LOpt-A": learned}
     aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
     optimizer = optax.sgd(RATE)
@@ -119,7 +119,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="LOpt-A of hidden size 32")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a meta-trained aggregator")
     parser.add_argument("--out", type=Path, default=Path("communication_efficient.png"))
     parser.add_argument("--local-steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)

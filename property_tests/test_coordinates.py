@@ -25,18 +25,20 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import adam, coordinate_check, images, learned, sgd
+from networks import Orthogonalized, adam, coordinate_check, images, learned, sgd, task
 from strategies import log_floats, seeds
 
 from lo_components import tasks
 from lo_components.meta import CoordinateCheck
 from lo_components.meta import coordinate_check as check_coordinates
-from lo_components.parametrization import SP, MuP
+from lo_components.optimizers import OptaxOptimizer
+from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, MuP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -47,6 +49,8 @@ narrow = dict(widths=(16, 48, 128), num_steps=STEPS, num_seeds=24, depth=2)
 narrow_sp = narrow | dict(widths=(16, 128), num_seeds=6)
 # What takes long to compile, at two widths.
 narrow_learned = dict(widths=(16, 128), num_steps=STEPS, num_seeds=12, depth=2)
+WIDTHS = narrow_learned["widths"]
+two_widths = dict(widths=WIDTHS, num_steps=STEPS, num_seeds=12)
 narrow_learned_sp = narrow_learned | dict(num_seeds=4)
 
 
@@ -85,6 +89,32 @@ def test_under_mup_no_layer_depends_on_the_width_with_sgd(seed, rate, step):
 def test_under_mup_no_layer_depends_on_the_width_with_a_random_learned_optimizer(theta, seed, theta_scale, step):
     check = coordinate_check("mlp", MuP(), learned(theta, theta_scale), seed=seed, **narrow_learned)
     assert_no_layer_depends_on_the_width(check, step)
+
+
+@settings(max_examples=2)
+@given(seeds)
+def test_one_and_the_same_task_serves_adam_sgd_muon_and_a_learned_optimizer(seed):
+    """The inner step finds the scales that fit each update rule; optax transformations are measured."""
+    networks = {width: task("mlp", width, MuP(), WIDTHS[0], depth=2) for width in WIDTHS}
+    for optimizer in (optax.adam(1e-2, eps=1e-15), optax.sgd(0.3), Orthogonalized(jnp.float32(0.1)), learned(seed)):
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
+            check = check_coordinates(optimizer, networks.__getitem__, **two_widths, key=jax.random.key(seed))
+        assert_no_layer_depends_on_the_width(check, STEPS - 1)
+
+
+@settings(max_examples=2)
+@given(seeds, st.sampled_from([SCALE_FREE, PROPORTIONAL]))
+def test_with_the_scales_of_another_rule_layers_do_depend_on_the_width(seed, rule):
+    """SGD with the scales of Adam, and Adam with those of SGD."""
+    declared = OptaxOptimizer(optax.sgd(0.3) if rule == SCALE_FREE else optax.adam(1e-2), update_rule=rule)
+    with jax.numpy_dtype_promotion("standard"):
+        check = check_coordinates(
+            declared,
+            lambda width: task("mlp", width, MuP(), WIDTHS[0], depth=2),
+            **two_widths,
+            key=jax.random.key(seed),
+        )
+    assert max(abs(e.value) for e in check.exponents(STEPS - 1).values() if e is not None) > 0.3
 
 
 @given(seeds)
@@ -128,6 +158,7 @@ OPTIMIZERS = {
     "Adam": (adam(1e-2), adam(3e-4), MuP()),
     "SGD": (sgd(0.3), sgd(1e-3), MuP()),
     "learned": (learned(0), learned(0), MuP()),
+    "orthogonalized": (Orthogonalized(jnp.float32(0.1)), Orthogonalized(jnp.float32(0.01)), MuP()),
 }
 WIDE = {
     "mlp": dict(widths=(64, 256, 1024, 2048), num_steps=10, num_seeds=3, depth=3),

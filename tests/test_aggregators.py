@@ -507,13 +507,8 @@ def test_rounds_cannot_be_differentiated_backwards_and_that_is_said_by_name():
 
 @pytest.mark.parametrize("name", ["LAgg-A", "LOpt-A", "pooled LAgg-A"])
 def test_the_examples_weights_train_what_they_have_not_seen(name, getkey):
-    recipe = {
-        "LAgg-A": lambda: recipes.lagg_a(8, key=getkey()),
-        "LOpt-A": lambda: recipes.lopt_a(key=getkey()),
-        "pooled LAgg-A": lambda: recipes.pooled_lagg_a(key=getkey()),
-    }[name]
     file = Path(__file__).parents[1] / "examples" / "weights" / f"{name.lower().replace(' ', '-')}.safetensors"
-    aggregator, card = weights.load_arrays(file, recipe())
+    aggregator, card = weights.load(file), weights.card(file)
     assert (card["name"], card["hidden_size"], card["workers"]) == (name, 32, 8)
     task = tasks.LinearRegression(jnp.ones(4), jnp.ones(4))
     found = meta.evaluate(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import SGD
 from meta_helpers import (
     START,
     Counting,
@@ -21,6 +22,7 @@ from meta_helpers import (
     quadratic_unroll,
 )
 
+from lo_components import aggregators, theta
 from lo_components.estimators import (
     GPES,
     PES,
@@ -38,7 +40,7 @@ from lo_components.estimators import (
     ZScores,
 )
 from lo_components.estimators._pairs import _difference
-from lo_components.optimizers import Scaled, StepContext
+from lo_components.optimizers import Clipped, Scaled, StepContext
 from lo_components.tasks import Quadratic
 from lo_components.unroll import (
     AbstractMetaLoss,
@@ -732,3 +734,21 @@ def test_impossible_mixtures_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             Mixture(**options)
+
+
+@pytest.mark.parametrize("make", [PES, TruncatedBackprop])
+def test_scales_that_are_arrays_are_not_perturbed(make):
+    """Of an optimizer and of an aggregator: the estimate is that with numbers as scales."""
+    rate = SGD(jnp.asarray(0.1, jnp.float32))
+    estimator, key = make(quadratic_unroll(steps=10, window=5), 4), jax.random.key(0)
+    estimates = []
+    for scale in (0.5, jnp.asarray(0.5, jnp.float32)):
+        learner = Scaled(Clipped(Scaled(rate, scale), 1e6), scale)
+        estimates.append(estimator.estimate(learner, estimator.init(learner, key=key), key=key)[0])
+        assert len(jax.tree.leaves(estimates[-1].grad)) == 1
+    np.testing.assert_allclose(*(jax.tree.leaves(e.grad)[0] for e in estimates), rtol=1e-6)
+    numbers, arrays = (
+        aggregators.Scaled(aggregators.SlowMo(jnp.asarray(0.5)), scale) for scale in (0.5, jnp.asarray(0.5))
+    )
+    assert jax.tree.structure(theta(numbers).aggregator) == jax.tree.structure(theta(arrays).aggregator)
+    assert len(jax.tree.leaves(theta(arrays))) == len(jax.tree.leaves(theta(numbers))) == 1

@@ -8,8 +8,9 @@ import optax
 import pytest
 from helpers import SGD, Adam, assert_close, normal_tree
 
-from lo_components import recipes
+from lo_components import recipes, theta
 from lo_components.optimizers import OptaxOptimizer, StepContext, as_optax
+from lo_components.parametrization import ORTHOGONALIZED, PROPORTIONAL, SCALE_FREE, every_leaf
 
 SHAPES = {"w": (3, 4), "b": (4,)}
 
@@ -168,3 +169,81 @@ def test_the_update_has_the_sign_that_apply_updates_expects():
     for optimizer in (SGD(0.1), Adam(0.1)):
         updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
         np.testing.assert_array_equal(jnp.sign(updates), -jnp.sign(grads))
+
+
+PARAMS = {"w": jnp.ones((3, 5)), "b": jnp.ones(5), "scalar": jnp.ones(()), "empty": jnp.ones((0, 2))}
+MEASURED = {
+    "adam": (optax.adam(1e-3), SCALE_FREE),
+    "lion": (optax.lion(1e-4), SCALE_FREE),
+    "decayed, warmed up": (optax.adamw(optax.linear_schedule(0.0, 1e-3, 100), weight_decay=0.1), SCALE_FREE),
+    "sgd": (optax.sgd(0.1), PROPORTIONAL),
+    "nesterov": (optax.sgd(0.1, momentum=0.9, nesterov=True), PROPORTIONAL),
+    "clipped": (
+        optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.1)),
+        PROPORTIONAL,
+    ),
+}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_update_rule_of_a_transformation_is_measured(name):
+    transformation, rule = MEASURED[name]
+    assert OptaxOptimizer(transformation).update_rules(PARAMS) == every_leaf(PARAMS, rule) | {"empty": SCALE_FREE}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_each_array_is_measured_by_itself_also_with_traced_hyperparameters():
+    mixed = optax.multi_transform(
+        {"adam": optax.adam(1e-3), "sgd": optax.sgd(0.1)}, {"w": "adam", "b": "sgd", "scalar": "sgd", "empty": "sgd"}
+    )
+    rules = OptaxOptimizer(mixed).update_rules(PARAMS)
+    assert (rules["w"], rules["b"], rules["scalar"]) == (SCALE_FREE, PROPORTIONAL, PROPORTIONAL)
+    found = []
+
+    @jax.jit
+    @jax.vmap
+    def traced(rate):
+        found.extend(jax.tree.leaves(OptaxOptimizer(optax.adam, rate, b1=rate).update_rules(PARAMS)))
+        found.extend(jax.tree.leaves(OptaxOptimizer(optax.sgd, rate).update_rules(PARAMS["w"])))
+        with pytest.raises(ValueError, match="traced hyperparameters cannot be measured.*as fields"):
+            OptaxOptimizer(optax.sgd(rate)).update_rules(PARAMS)
+        return rate
+
+    traced(jnp.array([0.1, 0.2]))
+    assert found == [SCALE_FREE] * 4 + [PROPORTIONAL]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_rules_that_cannot_be_measured_have_to_be_declared():
+    for transformation, words in {
+        optax.contrib.muon(0.1): "`w` look orthogonalized.*update_rule=.*`ORTHOGONALIZED`",
+        optax.set_to_zero(): "`b` begin with zeros.*update_rule",
+        optax.scale_by_rss(1e-3): "",
+        optax.chain(optax.scale_by_factored_rms(), optax.sgd(0.1)): "",
+        optax.stateless(lambda g, p: jax.tree.map(lambda x: jnp.sign(x) * jnp.sqrt(jnp.abs(x)), g)): (
+            "`b` are neither proportional.*by 1.41.*update_rule"
+        ),
+    }.items():
+        if words:
+            with pytest.raises(ValueError, match=words):
+                OptaxOptimizer(transformation).update_rules({"b": PARAMS["b"], "w": PARAMS["w"]})
+        else:
+            assert OptaxOptimizer(transformation).update_rules(PARAMS["w"]) == SCALE_FREE
+    declared = {"b": SCALE_FREE, "w": ORTHOGONALIZED}
+    assert OptaxOptimizer(optax.contrib.muon(0.1), update_rule=declared).update_rules(PARAMS) is declared
+    assert OptaxOptimizer(optax.sgd(0.1), update_rule=PROPORTIONAL).update_rules(PARAMS["w"]) == PROPORTIONAL
+
+
+def test_hyperparameters_are_fields_bound_by_name():
+    optimizer = OptaxOptimizer(optax.adam, 0.1, b1=jnp.asarray(0.8))
+    assert optimizer.hyperparameters["learning_rate"] == 0.1
+    assert jax.tree.leaves(theta(optimizer)) == [jnp.asarray(0.8)]
+    assert OptaxOptimizer(optax.sgd, 0.1) == OptaxOptimizer(optax.sgd, learning_rate=0.1)
+    for wrong, words in {
+        lambda: OptaxOptimizer(optax.adam(0.1), 0.1): "ready `transformation` takes no arguments",
+        lambda: OptaxOptimizer(optax.adam, rate=0.1): "`adam` cannot be called with these arguments",
+        lambda: OptaxOptimizer("adam"): "`transformation` must be an optax transformation or make one|transformation",
+    }.items():
+        with pytest.raises(TypeError, match=words):
+            wrong()
