@@ -218,7 +218,7 @@ def test_each_array_is_measured_by_itself_also_with_traced_hyperparameters():
 def test_rules_that_cannot_be_measured_have_to_be_declared():
     for transformation, words in {
         optax.contrib.muon(0.1): "`w` look orthogonalized.*update_rule=.*`ORTHOGONALIZED`",
-        optax.set_to_zero(): "`b` begin with zeros.*update_rule",
+        optax.set_to_zero(): "of `b` cannot be measured, since its updates begin with zeros.*update_rule",
         optax.scale_by_rss(1e-3): "",
         optax.chain(optax.scale_by_factored_rms(), optax.sgd(0.1)): "",
         optax.stateless(lambda g, p: jax.tree.map(lambda x: jnp.sign(x) * jnp.sqrt(jnp.abs(x)), g)): (
