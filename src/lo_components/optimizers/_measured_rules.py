@@ -13,14 +13,14 @@ from .._tree import path_name
 from .._types import Params
 from ..parametrization import PROPORTIONAL, SCALE_FREE, UpdateRule
 
-# Small enough for clipping not to matter, far above any epsilon.
-_SIZE = 1e-3
+# Gradients below any clipping threshold but far above any epsilon, twice as large, and far above any threshold.
+_SIZES = (1e-3, 2e-3, 1e3)
 # In place of a traced hyperparameter: small as a learning rate, decay rate or epsilon.
 _TRACED = 1e-5
 
 
 def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
-    """`PROPORTIONAL` for arrays whose updates double with the gradient, `SCALE_FREE` for those that stay the same.
+    """`PROPORTIONAL` for arrays whose updates grow with the gradient, `SCALE_FREE` for those whose updates do not change.
 
     Tried on arrays of at most 2 units a side in the structure of `params`, at zero and for two steps, of which the
     second counts: warm-up may begin at zero.
@@ -30,14 +30,14 @@ def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
         concrete = jax.tree.map(
             lambda x: jnp.full(x.shape, _TRACED, x.dtype) if isinstance(x, Tracer) else x, optimizer
         )
-        once, twice = (_second_update(concrete, small, size) for size in (_SIZE, 2 * _SIZE))
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((once, twice))):
+        updates = [_second_update(concrete, small, size) for size in _SIZES]
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(updates)):
         raise ValueError(
             "The update rule of an optax transformation with traced hyperparameters cannot be measured; pass them as "
             "fields, as in `OptaxOptimizer(optax.adam, learning_rate)`, or declare `update_rule`."
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, a, b: _rule(path_name(path), np.asarray(a), np.asarray(b)), once, twice
+        lambda path, *leaves: _rule(path_name(path), *map(np.asarray, leaves)), *updates
     )
 
 
@@ -48,21 +48,24 @@ def _second_update(optimizer: Any, params: Params, size: float) -> Params:
     return optimizer.update(grads, state, params)[0]
 
 
-def _rule(name: str, once: np.ndarray, twice: np.ndarray) -> UpdateRule:
+def _rule(name: str, *updates: np.ndarray) -> UpdateRule:
     way_out = "declare it: `OptaxOptimizer(..., update_rule=...)` with a rule of `lo_components.parametrization`"
-    norms = np.linalg.norm(once), np.linalg.norm(twice)
-    if once.size and not norms[0] > 0:
+    first = updates[0]
+    if not first.size:
+        return SCALE_FREE
+    norms = [float(np.linalg.norm(u)) for u in updates]
+    if not norms[0] > 0:
         raise ValueError(
             f"The update rule of `{name}` cannot be measured, since its updates begin with zeros; {way_out}."
         )
-    ratio = norms[1] / norms[0] if once.size else 1.0
-    if abs(ratio - 2.0) < 0.1:
+    if np.allclose(norms, np.multiply(norms[0], _SIZES) / _SIZES[0], rtol=0.1):
         return PROPORTIONAL
-    if abs(ratio - 1.0) > 0.1:
+    if not np.allclose(norms, norms[0], rtol=0.1):
         raise ValueError(
-            f"The updates of `{name}` are neither proportional to the gradient nor independent of its scale (doubling "
-            f"it multiplies them by {ratio:.2f}); {way_out}."
+            f"The updates of `{name}` are neither proportional to the gradient nor independent of its scale (2 and "
+            f"1,000,000 times the gradient multiply them by {norms[1] / norms[0]:.3g} and {norms[2] / norms[0]:.3g}); "
+            f"{way_out}."
         )
-    if once.ndim == 2 and once.shape == (2, 2) and np.linalg.cond(once) < 2:
+    if first.shape == (2, 2) and np.linalg.cond(first) < 2:
         raise ValueError(f"The updates of `{name}` look orthogonalized; {way_out}, probably `ORTHOGONALIZED`.")
     return SCALE_FREE

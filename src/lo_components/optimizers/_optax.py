@@ -39,7 +39,8 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         - `args`, `kwargs`: the function's arguments.
         - `update_rule`: how the size of its updates depends on the gradient: one
             [`lo_components.parametrization.UpdateRule`][], or a tree with one for each leaf of the parameters. `None`:
-            measured, by doubling a small gradient. Orthogonalized updates have to be declared.
+            measured with gradients of several sizes. Updates that are orthogonalized, or proportional to small
+            gradients only (clipped SGD, Adagrad), have to be declared.
 
         Raises `TypeError` if `transformation` is neither, or does not take these arguments.
         """
