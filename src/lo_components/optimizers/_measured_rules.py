@@ -20,7 +20,7 @@ _TRACED = 1e-5
 
 
 def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
-    """`PROPORTIONAL` for arrays whose updates grow with the gradient, `SCALE_FREE` for those whose updates do not change.
+    """`PROPORTIONAL` for arrays whose updates grow with the gradient, `SCALE_FREE` for those whose updates do not.
 
     Tried on arrays of at most 2 units a side in the structure of `params`, at zero and for two steps, of which the
     second counts: warm-up may begin at zero.
