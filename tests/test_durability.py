@@ -290,7 +290,7 @@ def test_a_run_is_continued_with_the_same_constants_on_other_devices_and_by_othe
         shutil.copytree(begun[0], folder)
         stamp = folder / "constants.json"
         known = json.loads(stamp.read_text())
-        assert known["estimator/std"] == "0.01" and "learner/optimizer/learning_rate" not in known
+        assert known["estimator/std"] == "0.01" and "learner/optimizer/hyperparameters/learning_rate" not in known
         if name == "new field":
             stamp.write_text(json.dumps({n: value for n, value in known.items() if n != "estimator/std"}))
         if name == "version before":
@@ -318,8 +318,11 @@ def test_long_sequences_count_by_their_length():
         SGD(0.1), {"names": ("a", "b"), "pieces": list(range(1000)), "table": jnp.ones((2, 3)), "key": KEY}
     )
     assert named == {
-        "learner": "SGD",
-        "learner/learning_rate": "0.1",
+        "learner": "OptaxOptimizer",
+        "learner/transformation": "optax.sgd",
+        "learner/update_rule": "None",
+        "learner/hyperparameters": "keys learning_rate",
+        "learner/hyperparameters/learning_rate": "0.1",
         "estimator": "keys names, pieces, table, key",
         "estimator/names": "2 entries",
         "estimator/names/0": "a",
@@ -586,12 +589,13 @@ import sys
 import jax, jax.numpy as jnp, optax
 from lo_components.estimators import PES
 from lo_components.meta import Checkpoints, meta_train
+from lo_components.optimizers import OptaxOptimizer
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
 
 task = Quadratic(jnp.linspace(-0.01, 0.01, 100_000))
 meta_train(
-    SGD(jnp.asarray(0.01)),
+    OptaxOptimizer(optax.sgd, jnp.asarray(0.01)),
     PES(TruncatedUnroll(task, ConstantHorizon(10), 5), num_pairs=2),
     num_steps=int(sys.argv[2]),
     optimizer=optax.adam(1e-3),
@@ -668,7 +672,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path,
         )
     assert while_writing > 0 and newest(killed) == newest(whole) == num_steps
     assert final_arrays(killed) == final_arrays(whole)
-    assert "learner/learning_rate" in final_arrays(whole)
+    assert "learner/hyperparameters/learning_rate" in final_arrays(whole)
     assert [row["step"] for row in read_log(killed)] == list(range(4, num_steps + 1, 4))
     assert not list(killed.glob(".*")) and not list(killed.glob("*.corrupt"))
 
