@@ -1,10 +1,10 @@
-"""What tests and property tests share."""
+"""Settings and fixtures for tests and property tests."""
 
 import equinox as eqx
 import jax
 import pytest
 
-# The package itself is imported by tests only: jaxtyping's import hook must see it first.
+# Do not import the package here: jaxtyping's import hook must be installed first.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -15,7 +15,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def quick_compilation(request):
-    """Small programs spend their time in XLA's optimizations; large ones, in slow tests, are better with them."""
+    """Compile without XLA's optimizations, which dominate small programs; slow tests have large ones and keep them."""
     slow = request.node.get_closest_marker("slow") is not None
     jax.config.update("jax_disable_most_optimizations", not slow)
     yield
@@ -24,14 +24,14 @@ def quick_compilation(request):
 
 @pytest.fixture
 def standard_promotion():
-    """Optax's Adam mixes integers and floats."""
+    """Standard dtype promotion, since optax's Adam mixes integers and floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_freed():
-    """Each holds mapped memory, of which a process may have 65,530 pieces on Linux; beyond, the compiler crashes."""
+    """Free compiled programs after each module. Linux allows 65,530 memory maps; beyond that the compiler crashes."""
     yield
     eqx.clear_caches()
     jax.clear_caches()

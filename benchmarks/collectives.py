@@ -1,4 +1,4 @@
-"""What a compiled program communicates, read from its HLO."""
+"""The collective operations of a compiled program, read from its HLO."""
 
 import math
 import re
@@ -17,14 +17,14 @@ def collectives(hlo: str) -> list[dict]:
 
 
 def bytes_sent(found: list[dict], devices: int) -> float:
-    """What each of so many devices sends in these operations, where they form a ring."""
+    """The bytes that each device sends in these operations, if `devices` devices form a ring."""
     rounds = {"all-reduce": 2, "all-gather": 1, "all-to-all": 1, "reduce-scatter": devices}
-    share = (devices - 1) / devices
-    return sum(c["bytes"] * (rounds[c["kind"]] * share if c["kind"] in rounds else 1) for c in found)
+    fraction = (devices - 1) / devices
+    return sum(c["bytes"] * (rounds[c["kind"]] * fraction if c["kind"] in rounds else 1) for c in found)
 
 
 def leading_sizes(hlo: str) -> set[int]:
-    """The sizes of the leading axes of all arrays with two axes or more."""
+    """The sizes of the leading axes of all arrays with at least two axes."""
     shapes = (m["sizes"].split(",") for m in _ARRAY.finditer(hlo))
     return {int(sizes[0]) for sizes in shapes if len(sizes) > 1}
 

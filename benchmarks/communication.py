@@ -1,8 +1,10 @@
-"""What each worker sends in a round, from compiled programs on virtual CPU devices, one for each worker.
+"""Measure the bytes that each worker sends in a round, from compiled programs on one virtual CPU device per worker.
 
     python benchmarks/communication.py
 
-The parameters are those of the LAgg-A paper's network for Fashion-MNIST, 784-128-128-10. Bytes are those of a ring."""
+The parameters are those of the LAgg-A paper's network for Fashion-MNIST, 784-128-128-10. Bytes are counted for a ring.
+Prints a table and writes `benchmarks/results/communication.json`.
+"""
 
 import os
 
@@ -35,7 +37,7 @@ def exchanged(deltas, mesh, how: str):
 
 
 def measure(aggregator, workers: int, how: str) -> list[dict]:
-    """The collectives of one round's aggregation."""
+    """The collective operations in the aggregation of one round."""
     mesh = make_mesh(1, workers=workers, devices=jax.devices()[:workers])
     spread, everywhere = NamedSharding(mesh, PartitionSpec("workers")), NamedSharding(mesh, PartitionSpec())
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere) for name, shape in SHAPES.items()}

@@ -1,4 +1,4 @@
-"""Time a training step and getting its batch: sampled on the device, from `data.pipeline`, or from Grain alone.
+"""Time a training step, and the batch for it: sampled on the device, from `data.pipeline`, or from Grain alone.
 
 Prints milliseconds for each task and on-device sampling as a fraction of a step, and writes
 `benchmarks/results/input.json`. Images are random, 28x28; sequences have 64 tokens. Run: `python benchmarks/input.py`.
@@ -43,7 +43,7 @@ def tasks():
 
 
 def milliseconds(call: Callable, rounds: int) -> float:
-    """The median of `rounds` calls, after two that do not count."""
+    """The median time of `rounds` calls, after two warm-up calls."""
     seconds = []
     for _ in range(rounds + 2):
         begin = time.perf_counter()
@@ -77,7 +77,7 @@ class Examples:
 
 
 def grain_alone(dataset, batch_size: int):
-    """Shuffled, repeated and batched by Grain, and images normalized by the batch, as `data.pipeline` does."""
+    """Batches that Grain shuffles, repeats and assembles, with images normalized per batch as in `data.pipeline`."""
     import grain
 
     def normalize(batch):

@@ -1,8 +1,8 @@
-"""What meta-training's loop costs beside its compiled steps: progress bar, log, and checkpoints in the background.
+"""Measure the overhead of the meta-training loop: progress bar, log, and checkpoints in the background.
 
-Digits, batch 64, one hidden layer of 32, 8 pairs, head 4 x 2, window 50. Bare steps are dispatched one after the other
-and waited for at the end. Prints seconds per meta-step and the share that the loop adds, and writes
-`benchmarks/results/loop.json`. Run: `python benchmarks/loop.py`.
+Digits, batch 64, one hidden layer of 32, 8 pairs, head 4 x 2, truncation window 50. The loop is compared with bare
+meta-steps, which are dispatched one after another and waited for at the end. Prints milliseconds per meta-step and the
+relative overhead, and writes `benchmarks/results/loop.json`. Run: `python benchmarks/loop.py`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(steps: int = 100, rounds: int = 5, out: Path = RESULT):
         return (time.perf_counter() - begin) / steps
 
     def in_the_loop(every: int) -> float:
-        """The difference between two runs, one longer by `steps`, so that what both compile and write cancels."""
+        """Seconds per step, from two runs of which one is longer by `steps`, so that compilation cancels."""
         seconds = []
         for num_steps in (10, 10 + steps):
             with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The plain way to evaluate a per-parameter MLP, to compare with: every channel tiled to full size and stacked."""
+"""A naive evaluation of a per-parameter MLP, as a baseline: every channel is tiled to full size and stacked."""
 
 import equinox as eqx
 import jax
@@ -32,5 +32,5 @@ class NaiveMLPHead(loc.AbstractHead):
 
 
 def naive(optimizer: loc.LearnedOptimizer) -> loc.LearnedOptimizer:
-    """The same optimizer, evaluated the plain way."""
+    """The same optimizer, evaluated naively."""
     return eqx.tree_at(lambda o: o.pipeline.head, optimizer, NaiveMLPHead(optimizer.pipeline.head))

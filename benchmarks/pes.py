@@ -1,8 +1,9 @@
-"""Time PES meta-training, resets and meta-optimizer included, beside a naive evaluation of the same optimizer.
+"""Time PES meta-training, including resets and meta-optimizer, against a naive evaluation of the same optimizer.
 
-A: digits, batch 64, one hidden layer of 32, 8 pairs, head 4 x 2. B: 28x28 images, batch 128, widths 32-32, 8 pairs,
-head 32 x 1. Window 50. Prints inner steps per second (both members of each pair counted) as medians of interleaved
-calls, and writes `benchmarks/results/pes.json`. On a noisy machine quote the ratios. Run: `python benchmarks/pes.py`.
+A: digits, batch 64, one hidden layer of 32, 8 pairs, head 4 x 2. B: 28x28 images, batch 128, two hidden layers of 32, 8
+pairs, head 32 x 1. The truncation window is 50. Prints inner steps per second (counting both members of a pair), as
+medians of interleaved calls, and writes `benchmarks/results/pes.json`. On a noisy machine quote the ratios. Run:
+`python benchmarks/pes.py`.
 """
 
 import argparse

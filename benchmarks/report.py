@@ -1,4 +1,4 @@
-"""What all benchmarks do with their rows."""
+"""Write the rows of a benchmark."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(out: Path, rows: list[dict]) -> None:
-    """Rows with what they were measured on, as JSON."""
+    """Write `rows` to `out` as JSON, with the version of jax and the device."""
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")

@@ -1,8 +1,8 @@
-"""What a particle-parallel meta-step communicates, computes and stores per device, over the number of devices.
+"""Measure the communication, computation and memory per device of a particle-parallel meta-step.
 
-Weak scaling: digits, batch 64, one hidden layer of 32, small_fc_lopt 4 x 2, PES with window 10 and 4 pairs per device.
-The devices are virtual ones on this machine's processor, each number of them in a process of its own. Prints a table
-and writes `benchmarks/results/scaling.json`. Run: `python benchmarks/scaling.py`.
+Weak scaling: digits, batch 64, one hidden layer of 32, small_fc_lopt 4 x 2, PES with truncation window 10 and 4 pairs
+per device. The devices are virtual ones on this machine's processor, with a separate process for each number of
+devices. Prints a table and writes `benchmarks/results/scaling.json`. Run: `python benchmarks/scaling.py`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PAIRS_PER_DEVICE, WINDOW = 4, 10
 
 
 def measure(devices: int, rounds: int) -> dict:
-    """One row; to be called in a process that has this many devices."""
+    """One row of the table; call it in a process that has this many devices."""
     import equinox as eqx
     import jax
     from collectives import collectives

@@ -1,4 +1,4 @@
-"""Time one update of a 784-1024-1024-10 MLP: learned optimizers beside `optax.adam`, in one process.
+"""Time one update of a 784-1024-1024-10 MLP by learned optimizers and by `optax.adam`, in one process.
 
 Prints a table and writes `benchmarks/results/update.json`. Figures are medians of interleaved calls; on a noisy machine
 quote the ratios. Run: `python benchmarks/update.py`.

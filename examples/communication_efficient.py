@@ -1,12 +1,12 @@
-"""From a plain training loop to local SGD with an aggregator, for a model of one's own.
+"""Turn a plain training loop into local SGD with an aggregator, for any Equinox model.
 
     python examples/communication_efficient.py
-    python examples/communication_efficient.py --weights FILE    # another LOpt-A, as communication_rounds.py saves it
-    python examples/communication_efficient.py --smoke           # everything in small
+    python examples/communication_efficient.py --weights FILE    # another LOpt-A, saved by communication_rounds.py
+    python examples/communication_efficient.py --smoke           # a tiny version
 
-Eight workers train an Equinox model on scikit-learn's digits. They exchange gradients after every step; or what several
-local steps amount to, of which the shared parameters take the mean, SlowMo's step, or a learned aggregator's. Prints
-the loss over rounds, and draws it over bytes.
+Eight workers train an Equinox model on scikit-learn's digits. Either they exchange gradients after every step, or the
+deltas of several local steps, which are aggregated by their mean, SlowMo or a learned aggregator. Prints the loss over
+rounds, and plots it over the bytes sent.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def make_loss(static):
 
 
 def plain(loss, optimizer):
-    """A loop's step where gradients are exchanged: the batches of all workers are one."""
+    """One step of a loop that exchanges gradients: the batches of all workers form one batch."""
 
     def step(params, state, batches):
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), batches)
@@ -49,7 +49,7 @@ def plain(loss, optimizer):
 
 
 def with_local_steps(loss, aggregator):
-    """A loop's step where the results of local steps are exchanged: what there is to change."""
+    """One step of a loop that exchanges the deltas of local steps. Only this function differs from `plain`."""
 
     def worker(params, batches):
         def local_step(new, batch):
@@ -95,7 +95,7 @@ def main(
     params, static = eqx.partition(model, eqx.is_inexact_array)
     loss = make_loss(static)
 
-    # Around each: a worker that sends a hundredfold delta, or one that is not finite, is left out.
+    # `Screened` leaves out workers whose deltas are unusually large; non-finite ones are always left out.
     learned = loc.weights.load(weights)
     aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "LOpt-A": learned}
     aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
@@ -106,7 +106,7 @@ def main(
     curves = {
         name: train(name, step, state, params, dataset, h, rounds, key) for name, (step, state, h) in steps.items()
     }
-    print(f"{'':<20}{'local steps':>12}{'kB sent':>10}   loss after a tenth, a third and all of {rounds} rounds")
+    print(f"{'':<20}{'local steps':>12}{'kB sent':>10}   loss after a tenth, a third and all of the {rounds} rounds")
     for name, losses in curves.items():
         cost = loc.aggregators.round_cost(params, WORKERS, local_steps=steps[name][2], batch_size=BATCH_SIZE)
         shown = [np.mean(losses[0, max(0, end - 10) : end]) for end in (rounds // 10, rounds // 3, rounds)]
@@ -114,7 +114,7 @@ def main(
         print(f"{name:<20}{cost.local_steps:>12}{sent:>10.0f}   " + "".join(f"{x:>9.4f}" for x in shown))
     megabytes = loc.aggregators.round_cost(params, WORKERS).bytes_sent / 1e6
     loc.plots.training_curves({"": curves}, out, title="Loss over megabytes sent", unit="MB", per_step=megabytes)
-    print(f"\npicture: {out}")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
@@ -123,7 +123,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("communication_efficient.png"))
     parser.add_argument("--local-steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

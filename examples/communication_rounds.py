@@ -1,13 +1,13 @@
-"""Meta-train LAgg-A and LOpt-A on a small network, then count rounds against tuned local SGD, SlowMo, Adam and others.
+"""Meta-train LAgg-A and LOpt-A on a small network, then count rounds to a loss against tuned baselines.
 
     python examples/communication_rounds.py                   # digits
     python examples/communication_rounds.py --data FOLDER     # Fashion-MNIST's four idx files, pooled to 8x8
-    python examples/communication_rounds.py --panels all      # also other K, H, widths and models, not meta-trained for
-    python examples/communication_rounds.py --smoke           # everything in small
+    python examples/communication_rounds.py --panels all      # also K, H, widths and models not seen in meta-training
+    python examples/communication_rounds.py --smoke           # a tiny version
 
-The LAgg-A paper's experiment (arXiv 2312.02204), in small: K = 8 workers with H = 4 local steps. Baselines are tuned on
-grids, each in one compiled call, by the mean loss of the last 20 rounds of one seed. Meta-training goes on from the
-checkpoints beside the picture, where there are any.
+A small version of the LAgg-A paper's experiment (arXiv 2312.02204): K = 8 workers with H = 4 local steps. Each baseline
+is tuned on a grid in one compiled call, by the mean loss over the last 20 rounds of one seed. Meta-training continues
+from the checkpoints in the folder of the figure, if there are any.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from lo_components.parametrization import SP, MuP
 from lo_components.unroll import GradientStep, LocalRound, LogUniformHorizon, TruncatedUnroll
 
 WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
-WIDTH, PIXELS = 32, 64  # of the network that learned aggregators are meta-trained on
-STAGES = ((1500, 0.1, 1e-2), (300, 0.02, 3e-3))  # meta-steps, deviation of the noise, highest meta-learning rate
+WIDTH, PIXELS = 32, 64  # of the network on which aggregators are meta-trained
+STAGES = ((1500, 0.1, 1e-2), (300, 0.02, 3e-3))  # meta-steps, standard deviation of the noise, peak meta-learning rate
 LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
 RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
 MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
-# By name: what is tuned, the same with fewer values, and from it a learner and what a step does. SGD and Adam take as
-# many samples in a step as the others in a round.
+# By name: a fine grid, a coarse grid, and a function from a configuration to a learner and an inner step. A step of SGD
+# and Adam takes as many samples as a round of the others.
 BASELINES = {
     "local SGD": ((LOCAL_RATES,), (LOCAL_RATES,), lambda spread, gamma: (Mean(), spread(gamma))),
     "SlowMo": (
@@ -61,7 +61,7 @@ BASELINES = {
 
 
 def pooled(images):
-    """28x28 pixels, padded by two on each side, to means over 4x4."""
+    """28x28 images, padded by two pixels on each side and averaged over 4x4 pixels."""
     images = np.pad(np.asarray(images, np.float32).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
     return np.round(images.reshape(-1, 8, 4, 8, 4).mean((2, 4))).astype(np.uint8)
 
@@ -75,7 +75,7 @@ def read(folder: Path | None):
 
 
 def make_mlp(dataset, width: int = WIDTH):
-    """From batch size and parametrization to the task; muP's multipliers are 1 for the network of meta-training."""
+    """A function from batch size and parametrization to the task; muP's multipliers are 1 at meta-training's sizes."""
     sizes = dict(width=width, depth=2, base_width=WIDTH, base_in_size=PIXELS)
     return lambda size, parametrization=SP(): loc.tasks.mlp_classification(
         dataset, **sizes, parametrization=parametrization, batch_size=size
@@ -103,7 +103,7 @@ def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, windo
 
 
 def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, coarse: bool, key):
-    """The learner and the inner step of a baseline's best configuration, which configuration, and of how many."""
+    """A baseline's best learner and inner step, the task, the best configuration, and the number of configurations."""
     fine, few, make = BASELINES[name]
     configurations = list(itertools.product(*(few if coarse else fine)))
     size = batch * workers * steps if name in ("SGD", "Adam") else batch
@@ -136,7 +136,7 @@ def compare(
     batch=LOCAL_BATCH,
     names=tuple(BASELINES),
 ):
-    """Losses `[seeds, rounds]` by name; prints the rounds to what local SGD and the best baseline end with."""
+    """Losses `[seeds, rounds]` by name; prints the rounds to the final losses of local SGD and of the best baseline."""
     begin, key = time.perf_counter(), jax.random.key(2)
     curves, chosen = {}, {}
     settings = {"": (make_task(batch), spread(workers, steps, LOCAL_RATE))}
@@ -159,11 +159,12 @@ def compare(
     params = make_task(batch).init(key=key)
     cost = loc.aggregators.round_cost(params, workers, local_steps=steps, batch_size=batch)
     print(
-        f"\n{title}: K = {workers}, H = {steps}; a worker sends {cost.bytes_sent / 1e3:.1f} kB a round, which takes "
-        f"{cost.samples} samples.\nRounds to what others end with, median of {seeds} seeds (lowest to highest):"
+        f"\n{title}: K = {workers}, H = {steps}; in a round a worker sends {cost.bytes_sent / 1e3:.1f} kB, and all "
+        f"workers take {cost.samples} samples.\nRounds to the final loss of two baselines, median of {seeds} seeds "
+        "(lowest to highest):"
     )
     print(
-        f"{'':<20}" + "".join(f"{f'{name}, {loss:.4f}':>28}" for name, loss in targets.items()) + f"{'at the end':>12}"
+        f"{'':<20}" + "".join(f"{f'{name}, {loss:.4f}':>28}" for name, loss in targets.items()) + f"{'final loss':>12}"
     )
     for name, evaluation in curves.items():
         cells = []
@@ -189,7 +190,7 @@ def as_meta_trained(dataset, cifar10: Path | None):
     return make_mlp(dataset)
 
 
-# By title: from the data set and CIFAR-10's folder to the task, and what else differs from meta-training.
+# By title: a function from the data set and CIFAR-10's folder to the task, and other differences from meta-training.
 PANELS = {
     "as in meta-training": (as_meta_trained, dict()),
     "H = 8": (as_meta_trained, dict(steps=8)),
@@ -252,11 +253,11 @@ def main(
             names=names if same else elsewhere,
             **differing,
         )
-        # One line for each in the picture: under muP where the table has both.
+        # One line per learner in the figure; if the table has two, the one under muP.
         title = f"{panel} (learned: muP)" if differing.get("mup") else panel
         curves[title] = {name: found.get(f"{name}, muP", found[name]) for name in found if not name.endswith(", muP")}
     loc.plots.training_curves(curves, out, title="Loss over communication rounds", unit="round")
-    print(f"picture: {out}")
+    print(f"figure: {out}")
 
 
 if __name__ == "__main__":
@@ -266,10 +267,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("communication_rounds.png"))
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--panels", nargs="+", choices=["all", *PANELS], help="where to compare (default: the first)")
+    parser.add_argument("--panels", nargs="+", choices=["all", *PANELS], help="what to compare (default: the first)")
     every = ("LAgg-A", "LOpt-A", "pooled LAgg-A")
-    parser.add_argument("--learned", nargs="+", choices=every, default=every[:2], help="which to meta-train")
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--learned", nargs="+", choices=every, default=every[:2], help="aggregators to meta-train")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

@@ -1,13 +1,13 @@
-"""Bias and variance of every estimator of the meta-gradient, against the length of its window.
+"""Compare the bias and variance of all meta-gradient estimators over the length of the truncation window.
 
     python examples/compare_estimators.py            # two problems, several minutes
     python examples/compare_estimators.py --estimators ES-Single "full ES"
-    python examples/compare_estimators.py --smoke    # everything in small
+    python examples/compare_estimators.py --smoke    # a tiny version
 
-Problem 1: the learning rate of gradient descent on a quadratic, whose (smoothed) meta-gradient is known. Problem 2: all
-weights of a small learned optimizer that trains a network on digits; the reference is full-unroll ES with many pairs,
-and errors are along the reference's direction. Prints means with standard errors and standard deviations of single
-estimates, each averaged over one whole episode, and saves a picture.
+Problem 1: the learning rate of gradient descent on a quadratic, whose (smoothed) meta-gradient is known exactly.
+Problem 2: all weights of a small learned optimizer that trains a network on digits. Its reference is full-unroll ES
+with many pairs, and errors are measured along the reference. Prints the mean, its standard error and the standard
+deviation of single estimates, each averaged over one whole episode, and saves a figure.
 """
 
 import argparse
@@ -32,9 +32,9 @@ NAMES = ("truncated backprop", "truncated ES", "PES", "ES-Single", "full ES")
 
 
 def estimates(estimator, learner: Any, num_windows: int, replicates: int, key, at_once: int = 4) -> np.ndarray:
-    """`[replicates, theta]`: independent estimates, each the mean over the windows of one episode.
+    """Independent estimates `[replicates, theta]`, each the mean over the windows of one episode.
 
-    The first episodes, which are staggered, are left out.
+    The staggered first episodes are left out.
     """
 
     @eqx.filter_jit
@@ -57,7 +57,7 @@ def estimates(estimator, learner: Any, num_windows: int, replicates: int, key, a
 def make_estimators(
     names: tuple[str, ...], task, steps: int, window: int, std: float, num_pairs: int
 ) -> dict[str, tuple[Any, int]]:
-    """By name, with the number of windows in an episode; full ES only with one."""
+    """Estimators by name, with the number of windows in an episode. Full ES is included if there is one window."""
     unroll = TruncatedUnroll(task, steps, window)
     found: dict[str, tuple[Any, int]] = {
         "truncated backprop": (TruncatedBackprop(unroll, 2 * num_pairs), steps // window),
@@ -71,8 +71,10 @@ def make_estimators(
 
 
 def known_gradient(rate: float, std: float, start: np.ndarray, steps: int, window: int) -> float:
-    r"""Of the mean of $\frac12 \prod_{s<t} (1 - \eta_s)^2 \lVert p\rVert^2$ in $\eta$, where all steps of a window of
-    length `window` share one $\eta_s \sim \mathcal N(\eta, \sigma^2)$. Expectations by quadrature.
+    r"""The gradient in $\eta$ of the mean over $t$ of $\frac12 \prod_{s<t} (1 - \eta_s)^2 \lVert p\rVert^2$.
+
+    $\eta_s \sim \mathcal N(\eta, \sigma^2)$ is the same for all steps of a window of length `window`. Expectations are
+    computed by quadrature.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
     weights = weights / weights.sum()
@@ -130,7 +132,7 @@ def main(
     start = np.array([1.0, -2.0, 0.5])
 
     def known(kind: str, window: int) -> tuple[float, float]:
-        """What each estimator would find without bias: they smooth differently."""
+        """The gradient of the meta-loss as this estimator smooths it, which an unbiased estimate has as its mean."""
         noise = 0.0 if "backprop" in kind else std
         return known_gradient(rate, noise, start, steps, steps if kind in ("ES-Single", "full ES") else window), 0.0
 
@@ -154,7 +156,8 @@ def main(
         learner = loc.recipes.small_fc_lopt(hidden_size=4, step_mult=1e-2, key=jax.random.key(3))
         reference = FullES(TruncatedUnroll(task, steps, steps), 32, std=std)
         found = estimates(reference, learner, 1, replicates // 10, jax.random.key(1))
-        # Its direction comes from one half and its length from the other, or noise would make it too long.
+        # The direction is from one half of the estimates and the length from the other; otherwise noise would bias the
+        # length upwards.
         half = len(found) // 2
         direction = found[:half].mean(axis=0)
         direction /= np.linalg.norm(direction)
@@ -172,7 +175,7 @@ def main(
             rows,
         )
     loc.plots.bias_and_variance(rows, out)
-    print(f"\npicture: {out}")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
@@ -180,7 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--estimators", choices=NAMES, nargs="+", default=NAMES)
     parser.add_argument("--out", type=Path, default=Path("compare_estimators.png"))
     parser.add_argument("--replicates", type=int, default=1000)
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

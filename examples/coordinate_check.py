@@ -1,11 +1,11 @@
-"""Does training look the same at every width? Check it for a model and an optimizer, under SP and under muP.
+"""Check whether training behaves the same at every width, for a model and an optimizer, under SP and muP.
 
     python examples/coordinate_check.py                                  # an MLP on digits, with Adam
     python examples/coordinate_check.py --model transformer --optimizers adam sgd
     python examples/coordinate_check.py --optimizers mulo --weights quickstart/mulo.safetensors
-    python examples/coordinate_check.py --smoke                          # everything in small
+    python examples/coordinate_check.py --smoke                          # a tiny version
 
-Prints the exponents of every layer and saves a picture of the changes over the width.
+Prints the exponents of every layer and saves a figure of the changes of pre-activations over the width.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import optax
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
 
-# Rates small enough for the first steps to be near the linear regime at the narrowest width.
+# Learning rates small enough that the first steps are nearly in the linear regime at the narrowest width.
 RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
 NORMS = {"group": loc.nn.GroupNorm, "batch": loc.nn.BatchNorm}
-# Steps to take: standard parametrization under Adam blows up at once, before activations saturate.
+# Few steps: under SP, Adam blows up at once, and later the activations saturate.
 STEPS = 3
 
 
 def make_task(model: str, norm: str, parametrization, base_width: int | None):
-    """From a width to a task. Everything but the width stays."""
+    """A function from a width to a task, in which only the width varies."""
     common = dict(parametrization=parametrization, base_width=base_width)
     if model == "transformer":
         dataset = loc.data.python_docs(loc.data.ByteTokenizer(), length=32)
@@ -50,7 +50,7 @@ def make_optimizer(name: str, weights: Path | None):
     if name == "mulo":
         random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
         return random if weights is None else loc.weights.load(weights)
-    # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
+    # An epsilon far below any gradient, since under muP gradients shrink with the width.
     return optax.adam(RATES["adam"], eps=1e-15) if name == "adam" else optax.sgd(RATES["sgd"])
 
 
@@ -68,7 +68,7 @@ def main(
     steps = 1 if smoke else STEPS
     checks, summary = {}, []
     for optimizer in optimizers:
-        # SGD's scales grow with the width, so they need a width at which they are 1.
+        # The scales of SGD grow with the width, so they need a base width at which they are 1.
         base_width = widths[0] if optimizer == "sgd" else None
         for name, parametrization in (("SP", SP()), ("muP", MuP())):
             checks[f"{name}, {optimizer}"] = check = loc.meta.coordinate_check(
@@ -84,19 +84,19 @@ def main(
             summary.append(f"{optimizer:<10}{name:<5}{largest}   {check.smallest():6.2f} to {check.largest():.2f}")
     print(f"\n{model}: the largest exponent after each step, and the range after the last\n\n" + "\n".join(summary))
     loc.plots.coordinate_checks(checks, out, title=model)
-    print(f"\npicture: {out}")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("mlp", "cnn", "resnet", "vit", "transformer"), default="mlp")
     parser.add_argument("--optimizers", choices=tuple(RATES), nargs="+", default=("adam",))
-    parser.add_argument("--weights", type=Path, help="meta-trained weights; by default muLO's are random")
+    parser.add_argument("--weights", type=Path, help="meta-trained weights of muLO (default: random)")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256, 512))
     parser.add_argument("--num-seeds", type=int, default=3)
-    parser.add_argument("--norm", choices=tuple(NORMS), default="group", help="of the ResNet (default: group)")
+    parser.add_argument("--norm", choices=tuple(NORMS), default="group", help="norm of the ResNet (default: group)")
     parser.add_argument("--out", type=Path, default=Path("coordinate_check.png"))
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

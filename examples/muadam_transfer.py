@@ -1,12 +1,12 @@
-"""Tune Adam once on a narrow network, train wide ones with what was found: muAdam transfers, Adam does not.
+"""Tune Adam on a narrow network and train wide ones with the same hyperparameters: muAdam transfers, Adam does not.
 
     python examples/muadam_transfer.py                  # digits
     python examples/muadam_transfer.py --data FOLDER    # Fashion-MNIST's four idx files
-    python examples/muadam_transfer.py --smoke          # everything in small
+    python examples/muadam_transfer.py --smoke          # a tiny version
 
-Under muP a grid over the learning rate and three multipliers (500 configurations, the muLO paper's protocol) is
-searched at the narrow width in one compiled call; then learning rates alone are swept at every width, under muP and
-under SP. Prints a table and saves a picture.
+At the narrow width, one compiled call searches a grid over the learning rate and three multipliers under muP (500
+configurations, the muLO paper's protocol). Then only the learning rate is swept, at every width, under muP and under
+SP. Prints a table and saves a figure.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def make_task(dataset, width: int, parametrization):
 
 
 def with_multipliers(task, input_mult, output_mult, hidden_mult):
-    """A muP task with other hyper-multipliers, which may be traced: a whole grid then shares one compilation."""
+    """A muP task with other hyper-multipliers. They may be traced, so a whole grid is compiled once."""
 
     def places(task):
         first, *_, last = task.trained.rest.layers
@@ -44,7 +44,7 @@ def with_multipliers(task, input_mult, output_mult, hidden_mult):
 
 
 def sweep(task, configurations, steps: int, num_seeds: int, at_once: int, key) -> loc.meta.Sweep:
-    """Train with every configuration of a learning rate and, unless there are none, multipliers."""
+    """Train with every configuration: a learning rate and, optionally, three multipliers."""
 
     def run(configuration):
         learning_rate, *multipliers = configuration
@@ -93,14 +93,14 @@ def main(
             middle = np.median(losses, axis=1)
             print(f"{name:<12}{width:>6}{rate:>11.1e}   " + "".join(f"{x:>9.4f}" for x in middle), flush=True)
     loc.plots.transfer(panels, np.asarray(rates), out, title=f"{steps} steps of Adam; dots mark the best learning rate")
-    print(f"\npicture: {out}")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
     parser.add_argument("--out", type=Path, default=Path("muadam_transfer.png"))
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

@@ -1,10 +1,11 @@
-"""Meta-train muLO on one width and on three widths together, then train networks of other widths with both.
+"""Meta-train muLO on one width and on a mixture of three, then train networks of other widths with both.
 
     python examples/multi_width.py                 # digits
     python examples/multi_width.py --data FOLDER   # Fashion-MNIST's four idx files, pooled to 14x14
-    python examples/multi_width.py --smoke         # everything in small
+    python examples/multi_width.py --smoke         # a tiny version
 
-The muLO paper calls the two muLO_S and muLO_M."""
+The muLO paper calls the two optimizers muLO_S and muLO_M. Prints a table and saves a figure.
+"""
 
 import argparse
 import sys
@@ -23,7 +24,7 @@ WIDTHS, TESTED = (16, 32, 64), (32, 128, 512)
 
 
 def pooled(folder: Path):
-    """Fashion-MNIST with means over 2x2 pixels."""
+    """Fashion-MNIST averaged over 2x2 pixels."""
     dataset = loc.data.fashion_mnist(folder)
 
     def pool(images):
@@ -88,7 +89,7 @@ def main(
             finals.append(float(np.median(curves.final())))
         print(f"{width:>6}" + "".join(f"{x:>22.4f}" for x in finals), flush=True)
     loc.plots.training_curves(panels, out, title="muLO, meta-trained on one width and on three")
-    print(f"\npicture: {out}")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
@@ -96,7 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
     parser.add_argument("--out", type=Path, default=Path("multi_width.png"))
     parser.add_argument("--meta-steps", type=int, default=1000)
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

@@ -1,11 +1,11 @@
-"""Meta-train two learned optimizers on narrow networks, under SP (LO) and under muP (muLO); test both on wide ones.
+"""Meta-train a learned optimizer on narrow networks under SP (LO) and under muP (muLO), and test both on wide networks.
 
     python examples/quickstart.py                 # digits, a few minutes on two CPU cores
     python examples/quickstart.py --data FOLDER   # Fashion-MNIST's four idx files
-    python examples/quickstart.py --smoke         # everything in small, under a minute
+    python examples/quickstart.py --smoke         # a tiny version, under a minute
 
-Prints a table and saves `quickstart.png` and the optimizers' weights into the output folder. Interrupt it and run it
-again: it continues.
+Prints a table, and saves `quickstart.png` and the weights of the optimizers in the output folder. If it is interrupted,
+run it again to continue.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lo_components.parametrization import SP, MuP
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What identifies a run."""
+    """The settings that identify a run."""
 
     data: str
     fingerprint: str
@@ -56,13 +56,13 @@ SMOKE = dict(
     adam_rates=(1e-2, 1e-3), batch_size=16,
 )  # fmt: skip
 
-# Name, parametrization of its tasks, and step multiplier; the muLO paper's values.
+# Name, parametrization of the tasks, and step multiplier (the muLO paper's values).
 LEARNED = (("muLO", MuP(), 1e-2), ("LO", SP(), 1e-3))
 NAMES = ("muLO", "LO", "Adam")
 
 
 def fingerprint(dataset) -> str:
-    """Tells one data set from another."""
+    """A digest that identifies a data set."""
     digest = hashlib.sha256()
     for examples in dataset.splits.values():
         digest.update(np.asarray(examples.images).tobytes() + np.asarray(examples.labels).tobytes())
@@ -76,7 +76,7 @@ def task(settings: Settings, dataset, width: int, parametrization):
 
 
 def meta_train(settings: Settings, dataset, name: str, parametrization, step_mult: float, out: Path):
-    """Meta-train one learned optimizer on the narrow task, or read it from `out`."""
+    """One learned optimizer, meta-trained on the narrow task, or read from `out` if it is there."""
     unroll = loc.unroll.TruncatedUnroll(
         task(settings, dataset, settings.meta_width, parametrization),
         settings.horizon,
@@ -88,7 +88,7 @@ def meta_train(settings: Settings, dataset, name: str, parametrization, step_mul
         loc.recipes.small_fc_lopt(hidden_size=4, step_mult=step_mult, key=init_key),
         loc.estimators.PES(unroll, num_pairs=settings.pairs, std=settings.std),
         num_steps=settings.meta_steps,
-        # A short run takes a higher rate than the papers' 5,000 meta-steps, and ends at 0.
+        # This run is shorter than the papers' 5,000 meta-steps, so the rate is higher, and it decays to 0.
         optimizer=loc.meta.meta_optimizer(settings.meta_steps, peak=settings.meta_rate, end=0.0),
         checkpoints=loc.meta.Checkpoints(out, {**config, **dataclasses.asdict(settings)}, every=50),
         progress=f"meta-training {name}",
@@ -97,14 +97,14 @@ def meta_train(settings: Settings, dataset, name: str, parametrization, step_mul
 
 
 def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, jax.Array]:
-    """Losses `[seeds, steps]` of every optimizer on one width, Adam's at its best learning rate."""
+    """Losses `[seeds, steps]` of every optimizer at one width; for Adam, at its best learning rate."""
     steps, key = settings.test_steps(width), jax.random.key(settings.seed + 1)
 
     def curves(parametrization, optimizer):
         target = task(settings, dataset, width, parametrization)
         return loc.meta.evaluate(optimizer, target, num_steps=steps, num_seeds=settings.seeds, key=key)
 
-    # Compilation keeps one core busy: both at once.
+    # Compiling uses one core, so compile both in parallel.
     with ThreadPoolExecutor(len(LEARNED)) as pool:
         found = pool.map(lambda entry: curves(entry[1], optimizers[entry[0]]).losses, LEARNED)
         losses = {name: values for (name, *_), values in zip(LEARNED, found, strict=True)}
@@ -114,7 +114,7 @@ def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, 
 
 
 def expected_results(settings: Settings):
-    """The structure of all widths' losses."""
+    """The structure of the losses at all widths."""
     return {
         width: {name: jax.ShapeDtypeStruct((settings.seeds, settings.test_steps(width)), jnp.float32) for name in NAMES}
         for width in settings.widths
@@ -122,7 +122,7 @@ def expected_results(settings: Settings):
 
 
 def table(settings: Settings, results: dict[int, dict[str, jax.Array]]) -> str:
-    """The mean training loss of 20 steps, median of the seeds, with the lowest and the highest."""
+    """A table of training losses, means over 20 steps: the median over seeds, with the lowest and the highest."""
     lines = [f"{'width':>6} {'step':>6}   " + "".join(f"{name:<28}" for name in results[settings.widths[0]])]
     for width, losses in results.items():
         for step in sorted({min(settings.horizon, settings.test_steps(width)), settings.test_steps(width)}):
@@ -136,7 +136,7 @@ def table(settings: Settings, results: dict[int, dict[str, jax.Array]]) -> str:
 
 
 def draw(settings: Settings, results: dict[int, dict[str, jax.Array]], out: Path) -> Path:
-    """Save the picture."""
+    """Save the figure, and return its path."""
 
     def label(width: int) -> str:
         return f"width {width}" + (" (meta-trained here)" if width == settings.meta_width else "")
@@ -165,12 +165,12 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
         seconds[phase] = time.perf_counter() - begin
 
     if curves.exists():
-        print(f"This run is finished; its results are read from `{folder.path}` and drawn again.")
+        print(f"This run is finished. Its results are read from `{folder.path}`, and only the figure is made again.")
         try:
             loaded, seconds = loc.weights.load_arrays(curves, expected_results(settings))
         except loc.weights.CheckpointError as error:
-            raise ValueError(f"{error} Delete it to repeat the meta-tests; the meta-trained optimizers stay.") from None
-        # Dictionaries come back with sorted keys.
+            raise ValueError(f"{error} Delete it to repeat the meta-tests; the optimizers are kept.") from None
+        # Loaded dictionaries have sorted keys.
         results = {width: {name: loaded[width][name] for name in NAMES} for width in settings.widths}
     else:
         optimizers, results = {}, {}
@@ -188,7 +188,7 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
         loc.weights.save_arrays(curves, results, metadata=seconds)
     print(f"\nTraining loss, median of {settings.seeds} seeds (lowest to highest):\n\n{table(settings, results)}\n")
     print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()))
-    print(f"picture: {draw(settings, results, folder.path)}")
+    print(f"figure: {draw(settings, results, folder.path)}")
 
 
 if __name__ == "__main__":
@@ -196,7 +196,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

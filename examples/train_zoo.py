@@ -1,11 +1,11 @@
-"""Train every optimizee of the zoo for some hundred steps with Adam and with a learned optimizer, side by side.
+"""Train every model of the library for a few hundred steps, with Adam and with a learned optimizer.
 
     python examples/train_zoo.py --weights quickstart/mulo.safetensors
     python examples/train_zoo.py --weights ... --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER --lm1b FOLDER
-    python examples/train_zoo.py --smoke          # everything in small
+    python examples/train_zoo.py --smoke          # a tiny version
 
-Without folders images are scikit-learn's digits, text is the standard library's documentation. Prints each model's loss
-at the start and at the end, and saves a picture.
+By default images are scikit-learn's digits, and text is Python's own documentation. Prints the first and the last loss
+of each model, and saves a figure.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MUP: dict[str, Any] = dict(parametrization=MuP())
 
 
 def language_task(read: Callable, files: list[Path], vocab_size: int, length: int, **sizes):
-    """Pieces of a tokenizer that is trained on the very text; bytes of the standard library's documentation without."""
+    """Language modeling of `files`, with a tokenizer trained on them; without files, of the bytes of Python's docs."""
     if not files:
         dataset = loc.data.python_docs(loc.data.ByteTokenizer(), length=length)
     else:
@@ -43,7 +43,7 @@ def language_task(read: Callable, files: list[Path], vocab_size: int, length: in
 def make_tasks(
     fashion: Path | None, cifar: Path | None, text: Path | None, lm1b: Path | None, small: bool
 ) -> dict[str, Callable]:
-    """Tasks by name, made when asked for."""
+    """Functions that build the tasks, by name."""
     gray = loc.data.digits() if fashion is None else loc.data.fashion_mnist(fashion)
     color = gray if cifar is None else loc.data.cifar10(cifar)
     patch_size = max(2, color.image_shape[0] // 4)
@@ -91,7 +91,7 @@ def main(
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
     tasks = make_tasks(fashion_mnist, cifar10, text, lm1b, smoke)
-    # Compiling the large ones takes longer than a smoke run may.
+    # Compiling the large models takes too long for a smoke run.
     for name, make in list(tasks.items())[: 1 if smoke else None]:
         task, panels[name] = make(), {}
         for label, optimizer in optimizers.items():
@@ -102,20 +102,20 @@ def main(
             panels[name][label] = losses = np.asarray(curves.losses)
             seconds = time.perf_counter() - begin
             print(f"{name:<20}{label:<24}{losses[0, 0]:>11.4f}{curves.final()[0]:>11.4f}{seconds:>9.0f}", flush=True)
-    loc.plots.training_curves(panels, out, title="Every optimizee, with Adam and with a learned optimizer, under muP")
-    print(f"\npicture: {out}")
+    loc.plots.training_curves(panels, out, title="Every model, with Adam and with a learned optimizer, under muP")
+    print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="the learned optimizer's weights; by default they are random")
+    parser.add_argument("--weights", type=Path, help="weights of the learned optimizer (default: random)")
     parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's idx files")
-    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's python batches")
-    parser.add_argument("--text", type=Path, help="folder with text files, one document a line")
+    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches")
+    parser.add_argument("--text", type=Path, help="folder with text files, one document per line")
     parser.add_argument("--lm1b", type=Path, help="folder with shards of the One Billion Word Benchmark")
     parser.add_argument("--out", type=Path, default=Path("train_zoo.png"))
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--smoke", action="store_true", help="everything in small")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))
     except (OSError, ValueError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""What several test files share. Imports the package inside functions only (see conftest.py)."""
+"""Helpers for several test files. They import the package only inside functions (see conftest.py)."""
 
 import importlib
 import inspect
@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "lo_components"
 
 
 class KeySource:
-    """A new PRNG key on every call, the same ones in every run."""
+    """A new PRNG key on every call; the sequence is the same in every run."""
 
     def __init__(self, seed: int):
         self._seed, self._count = seed, 0
@@ -42,7 +42,7 @@ def Adam(learning_rate, **kwargs):
 
 
 def assert_close(actual, expected, *, rtol=1e-5, atol=1e-7):
-    """Same structure, shapes and dtypes, and leaves equal within tolerance."""
+    """Assert equal structures, shapes and dtypes, and leaves that are equal within tolerance."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         name = jax.tree_util.keystr(path)
@@ -54,7 +54,7 @@ def assert_close(actual, expected, *, rtol=1e-5, atol=1e-7):
 
 
 def normal_tree(shapes: dict, key, dtype=jnp.float32) -> dict:
-    """Normal draws of the given shapes, in the structure of `shapes` (dicts of tuples)."""
+    """Normal samples of the given shapes, in the structure of `shapes` (dicts of tuples)."""
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten([jax.random.normal(k, s, dtype) for k, s in zip(keys, leaves, strict=True)])
@@ -84,7 +84,7 @@ def run_python(code: str, timeout: float = 120) -> subprocess.CompletedProcess:
 
 
 def refusals(attempts):
-    """What each attempt's `ValueError` says; of one that is not refused, what it returns."""
+    """The message of each attempt's `ValueError`, or the returned value if there is no error."""
     found = {}
     for name, attempt in attempts.items():
         try:
@@ -95,7 +95,7 @@ def refusals(attempts):
 
 
 def public_objects() -> dict:
-    """Every public class and function of the package, once, with the name it is found under."""
+    """Every public class and function of the package, with one of its public names."""
     objects = {}
     for module in public_modules():
         for name, value in vars(module).items():

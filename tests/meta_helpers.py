@@ -1,4 +1,4 @@
-"""Tiny tasks, learners and data sets for the tests of meta-training."""
+"""Tiny tasks, learners and data sets for tests of meta-training."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ START = np.array([1.0, -2.0, 0.5], np.float32)
 
 
 class Drift(AbstractOptimizer):
-    """Adds a learned constant at every step; its state counts the steps. On `Quadratic` losses are quadratic in it."""
+    """Adds a learned constant at every step and counts steps. Losses on `Quadratic` are quadratic in the constant."""
 
     velocity: jax.Array
 
@@ -35,7 +35,7 @@ class Drift(AbstractOptimizer):
 
 
 class Ignorant(AbstractOptimizer):
-    """Has a meta-parameter but makes no use of it."""
+    """Has a meta-parameter that it does not use."""
 
     unused: jax.Array
 
@@ -50,7 +50,7 @@ class Ignorant(AbstractOptimizer):
 
 
 class Remembering(AbstractOptimizer):
-    """Its initial state is its meta-parameter, which it then keeps."""
+    """Its meta-parameter is its initial state, which never changes."""
 
     memory: jax.Array
 
@@ -65,7 +65,7 @@ class Remembering(AbstractOptimizer):
 
 
 class Fragile(AbstractOptimizer):
-    """Adds a learned scalar, but NaN where that exceeds `limit`."""
+    """Adds a learned scalar, or NaN if the scalar exceeds `limit`."""
 
     velocity: jax.Array
     limit: float
@@ -108,7 +108,7 @@ class HashableList(list):
 
 
 class Noisy(AbstractTask):
-    """Random start, random target in every batch: shows who shares which key."""
+    """Random initial parameters and a random target in every batch, which show which runs get the same keys."""
 
     widths: Any = None
     parametrization: AbstractParametrization = SP()
@@ -125,7 +125,7 @@ class Noisy(AbstractTask):
 
 
 class Given(AbstractEstimator):
-    """Returns one estimate, whatever the learner, and counts the calls."""
+    """Returns the same estimate for every learner, and counts the calls."""
 
     grad: Any
     finite: jax.Array
@@ -143,7 +143,7 @@ def quadratic_unroll(*, steps, window, max_loss=math.inf):
 
 
 def toy_images(*, scale=1.0):
-    """Three classes of two-pixel images, 24 to train and 6 to test."""
+    """Two-pixel images of three classes, 24 for training and 6 for testing."""
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     centers = np.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]])
@@ -157,7 +157,7 @@ def toy_task(**kwargs):
 
 
 def assert_identical(actual, expected):
-    """Same structure, and leaves equal in shape, dtype and every bit of their values."""
+    """Assert equal structures, and leaves that are equal in shape, dtype and every bit of their values."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if not isinstance(a, jax.Array | np.ndarray | np.generic | int | float | complex):

@@ -1,4 +1,4 @@
-"""Learned optimizers out of small typed parts."""
+"""Learned optimizers built from small typed parts."""
 
 from . import accumulators as accumulators
 from . import aggregators as aggregators

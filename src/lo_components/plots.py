@@ -23,7 +23,7 @@ def training_curves(
     unit: str = "step",
     per_step: float = 1.0,
 ) -> None:
-    """Save training curves, one panel per task, side by side on a shared logarithmic scale.
+    """Save training curves, one panel per task, side by side on a common logarithmic scale.
 
     Lines show the median loss over seeds, smoothed over 20 steps; bands span all seeds. A line ends at the first loss
     that is not finite.
@@ -57,7 +57,7 @@ def training_curves(
             axis.set_yscale("log")
         axes[0].set_ylabel("training loss")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        # Many names would cover the curves.
+        # A legend of many names would cover the curves, so it goes beside them.
         few, figure = len(handles) <= 4, axes[0].figure
         if not few:
             figure.set_figwidth(figure.get_figwidth() + 1.5)
@@ -174,12 +174,12 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     names = list(dict.fromkeys(row["estimator"] for row in rows))
-    with _figure(2 * len(problems), path, title, share=False) as axes:
+    with _figure(2 * len(problems), path, title, same_scale=False) as axes:
         for i, problem in enumerate(problems):
             for j, name in enumerate(names):
                 some = [row for row in rows if (row["problem"], row["estimator"]) == (problem, name)]
                 look = dict(color=_COLORS[j % len(_COLORS)], label=name, linewidth=1.4, marker="o", markersize=4)
-                # Shifted, so that they do not cover each other.
+                # Shifted, so that points do not cover each other.
                 windows = [row["window"] * 1.04 ** (j - len(names) / 2) for row in some]
                 means = [row["mean"] / row["reference"] for row in some]
                 errors = [2 * row["error"] / abs(row["reference"]) for row in some]
@@ -196,14 +196,14 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
 
 
 @contextmanager
-def _figure(num_panels: int, path: str | Path, title: str, share: bool = True) -> Iterator[Sequence[Any]]:
-    """Axes side by side, saved at the end of the block; `share`: on a common vertical scale."""
+def _figure(num_panels: int, path: str | Path, title: str, same_scale: bool = True) -> Iterator[Sequence[Any]]:
+    """Axes side by side, with one vertical scale if `same_scale`; the figure is saved at the end of the block."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("Figures need matplotlib; install it with `pip install lo-components[plots]`.") from None
     figure = Figure(figsize=(3.4 * num_panels, 3.6), layout="constrained")
-    axes = figure.subplots(1, num_panels, sharey=share, squeeze=False)[0]
+    axes = figure.subplots(1, num_panels, sharey=same_scale, squeeze=False)[0]
     yield axes
     for axis in axes:
         axis.grid(alpha=0.25)

@@ -1,4 +1,4 @@
-"""Models to be optimized, built from layers that take a parametrization."""
+"""Models to train, built from layers that take a parametrization."""
 
 from ._cnn import CNN as CNN
 from ._layers import AbstractLayer as AbstractLayer

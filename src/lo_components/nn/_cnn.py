@@ -11,8 +11,8 @@ class CNN(eqx.Module):
     """A convolutional network for one image: 3x3 convolutions with ReLU, mean pooling, and a linear readout.
 
     ??? cite "Source"
-        The three-layer convolutional networks of LAgg-A (arXiv 2312.02204) and google/learned_optimization, which have
-        32, 64 and 64 channels. Here the first layer has `width / 2` channels and all others `width`.
+        The three-layer convolutional networks of LAgg-A (arXiv 2312.02204) and google/learned_optimization, with 32,
+        64 and 64 channels. Here the first layer has `width / 2` channels and all others `width`.
     """
 
     convs: tuple[Conv, ...]

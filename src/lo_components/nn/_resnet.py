@@ -97,9 +97,9 @@ class ResNet(eqx.Module):
         if not blocks or min(blocks) < 1:
             raise ValueError(f"`blocks` must have at least one block per stage, got {blocks}.")
         shrink = 2 ** (len(blocks) - 1)
-        what = f"8 channels times {shrink}, for {len(blocks)} stages"
-        first = 8 * divided("width", width, 8 * shrink, what)
-        base = None if base_width is None else divided("base_width", base_width, shrink, what)
+        unit = f"8 channels times {shrink}, for {len(blocks)} stages"
+        first = 8 * divided("width", width, 8 * shrink, unit)
+        base = None if base_width is None else divided("base_width", base_width, shrink, unit)
         stem_key, readout_key, *keys = jax.random.split(key, sum(blocks) + 2)
         x = Axis.growing(first, base)
         self.stem = Conv(

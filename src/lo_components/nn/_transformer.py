@@ -101,7 +101,7 @@ class TransformerBlock(eqx.Module):
     def __call__(
         self, x: Float[Array, "tokens width"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens width"]:
-        """The tokens `x` after both branches. Dropout needs a `key`; without one there is none."""
+        """The tokens `x` after both branches. Dropout is applied if there is a `key`."""
         keys = (None, None) if key is None else jax.random.split(key)
         branches = (
             lambda y: self.attention(self.attention_norm(y)),
@@ -182,7 +182,7 @@ class TransformerLM(eqx.Module):
     def __call__(
         self, tokens: Int[Array, " length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "length vocab"]:
-        """The logits of the next token at each position of `tokens`. Dropout needs a `key`; without one there is none.
+        """The logits of the next token at each position of `tokens`. Dropout is applied if there is a `key`.
 
         Raises `ValueError` if there are more than `max_length` tokens.
         """
@@ -259,7 +259,7 @@ class ViT(eqx.Module):
         self.patch_size = patch_size
 
     def __call__(self, x: Float[Array, "height width *c"], *, key: PRNGKeyArray | None = None) -> Float[Array, " out"]:
-        """The outputs for one image `x`. Dropout needs a `key`; without one there is none.
+        """The outputs for one image `x`. Dropout is applied if there is a `key`.
 
         Raises `ValueError` if `x` is not of the size that the model was built for.
         """
