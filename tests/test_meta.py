@@ -449,7 +449,9 @@ def test_checkpoints_cut_short_are_refused_and_kept(copied, share):
     for path in checkpoints_in(copied):
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     before = contents(copied)
-    message = f"`{copied}` has no usable checkpoint. `{path}` is cut short, .*left untouched. Put back .* start the run"
+    message = (
+        f"`{copied}` has no usable checkpoint. `{path}` is cut short, .*Nothing was changed. Restore .* start the run"
+    )
     refused(copied, CheckpointError, message)
     assert contents(copied) == before
 
