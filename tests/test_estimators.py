@@ -727,7 +727,7 @@ def test_impossible_mixtures_are_refused():
     for options, message in [
         ({"estimators": ()}, "`estimators` must have at least one"),
         ({"estimators": (part,), "weights": (1.0, 2.0)}, "`weights` and `names` must have one entry per estimator"),
-        ({"estimators": (part, part), "names": ("a", "a")}, "names all different"),
+        ({"estimators": (part, part), "names": ("a", "a")}, "names must differ"),
         ({"estimators": (part,), "weights": (0.0,)}, "`weights` must be positive"),
     ]:
         with pytest.raises(ValueError, match=message):
