@@ -134,7 +134,7 @@ def test_only_aggregators_that_see_each_worker_depend_on_their_order(name, param
 
 def test_another_number_of_workers_is_refused_by_name(params, deltas):
     aggregator = recipes.lagg(WORKERS + 1, hidden_size=2, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="built for 5 workers, but there are deltas of 4"):
+    with pytest.raises(ValueError, match="built for 5 workers, but got deltas from 4"):
         aggregator.aggregate(deltas, aggregator.init(params), params)
     with pytest.raises(ValueError, match="`WorkerDeltas` needs the workers' deltas"):
         optimizer = LearnedOptimizer(aggregator.pipeline)

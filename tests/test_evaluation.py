@@ -71,7 +71,10 @@ def test_the_default_meta_optimizer_is_that_of_the_papers():
     )
     default = train()
     assert_identical(default, train(optimizer=meta.meta_optimizer(6)))
-    assert default.learning_rate != train(optimizer=meta.meta_optimizer(60)).learning_rate
+    assert (
+        default.hyperparameters["learning_rate"]
+        != train(optimizer=meta.meta_optimizer(60)).hyperparameters["learning_rate"]
+    )
 
 
 # Metrics.

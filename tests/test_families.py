@@ -129,7 +129,7 @@ def test_each_episode_of_each_pair_draws_a_task_and_keeps_it():
         new = np.asarray(state.inner.episode.done)
         np.testing.assert_array_equal(sampled[~new], before[~new])
         assert np.all(sampled[new] != before[new])
-        assert np.isfinite(estimate.grad.learning_rate)
+        assert np.isfinite(estimate.grad.hyperparameters["learning_rate"])
         changes += new.sum()
         state = after
     assert changes >= 6

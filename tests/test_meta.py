@@ -191,8 +191,9 @@ def contents(folder):
 
 def test_meta_training_lowers_the_meta_loss(finished):
     trained = finished[1]
-    assert float(trained.learning_rate) > 0.3  # from 0.01; the best on this task is 1
-    assert not isinstance(trained.learning_rate, jax.core.Tracer) and np.shape(trained.learning_rate) == ()
+    rate = trained.hyperparameters["learning_rate"]
+    assert float(rate) > 0.3  # from 0.01; the best on this task is 1
+    assert not isinstance(rate, jax.core.Tracer) and np.shape(rate) == ()
     rows = read_log(finished[0])
     assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
 
@@ -237,7 +238,7 @@ def test_the_callers_learner_and_task_stay_usable():
     estimator = PES(TruncatedUnroll(Quadratic(jnp.asarray(START)), ConstantHorizon(10), 5), num_pairs=2)
     key = jax.random.key(0)
     first = meta_train(learner, estimator, num_steps=3, optimizer=OPTIMIZER, progress=None, key=key)
-    np.testing.assert_array_equal(learner.learning_rate, np.float32(0.01))
+    np.testing.assert_array_equal(learner.hyperparameters["learning_rate"], np.float32(0.01))
     np.testing.assert_array_equal(estimator.unroll.task.start, START)
     assert_identical(meta_train(learner, estimator, num_steps=3, optimizer=OPTIMIZER, progress=None, key=key), first)
 
@@ -406,7 +407,7 @@ learner = meta_train(
     SGD(jnp.asarray(0.01)), estimator, num_steps=int(sys.argv[2]), optimizer=optax.adam(1e-4),
     checkpoints=checkpoints, log_every=20, progress=None, key=jax.random.key(0),
 )
-print(float(learner.learning_rate).hex())
+print(float(learner.hyperparameters["learning_rate"]).hex())
 """
 
 
@@ -489,7 +490,7 @@ def test_checkpoints_of_another_configuration_are_refused_and_kept(copied, tmp_p
 
 def test_checkpoints_of_another_learner_are_refused_and_kept(copied):
     before = contents(copied)
-    message = r"holds `learner/learning_rate` as float32\[\], expected float32\[1\]"
+    message = r"holds `learner/hyperparameters/learning_rate` as float32\[\], expected float32\[1\]"
     refused(copied, CheckpointError, message, learner=SGD(jnp.full(1, 0.01)))
     assert contents(copied) == before
 

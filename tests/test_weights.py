@@ -587,8 +587,10 @@ def test_weights_of_another_shape_are_refused_and_equal_numbers_are_not(tmp_path
         load_arrays(path, recipes.mulo(hidden_size=8, key=KEY))
     weights.save(path, optimizers.Clipped(rate(0.5), 1))
     loaded, _ = load_arrays(path, optimizers.Clipped(rate(0.0), 1.0))
-    assert loaded.optimizer.learning_rate == 0.5
-    with pytest.raises(CheckpointError, match="array `optimizer/learning_rate`: it belongs to something else"):
+    assert loaded.optimizer.hyperparameters["learning_rate"] == 0.5
+    with pytest.raises(
+        CheckpointError, match="array `optimizer/hyperparameters/learning_rate`: it belongs to something else"
+    ):
         load_arrays(path, optimizers.Clipped(SGD(0.5), 1.0))
 
 
@@ -607,8 +609,10 @@ def test_double_precision_is_not_lost_silently(tmp_path):
     with jax.enable_x64(True):
         learner = SGD(jnp.asarray(1 / 3, jnp.float64))
         weights.save(path, learner)
-        assert weights.load(path).learning_rate.dtype == jnp.float64
-    with pytest.raises(CheckpointError, match="holds `learning_rate` as float64: first call .*jax_enable_x64"):
+        assert weights.load(path).hyperparameters["learning_rate"].dtype == jnp.float64
+    with pytest.raises(
+        CheckpointError, match="holds `hyperparameters/learning_rate` as float64: first call .*jax_enable_x64"
+    ):
         weights.load(path)
 
 
