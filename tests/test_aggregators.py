@@ -134,7 +134,7 @@ def test_only_aggregators_that_see_each_worker_depend_on_their_order(name, param
 
 def test_another_number_of_workers_is_refused_by_name(params, deltas):
     aggregator = recipes.lagg(WORKERS + 1, hidden_size=2, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="built for 5 workers, but there are deltas of 4"):
+    with pytest.raises(ValueError, match="built for 5 workers, but got deltas from 4"):
         aggregator.aggregate(deltas, aggregator.init(params), params)
     with pytest.raises(ValueError, match="`WorkerDeltas` needs the workers' deltas"):
         optimizer = LearnedOptimizer(aggregator.pipeline)
@@ -345,7 +345,7 @@ def test_the_loss_is_that_of_the_workers_that_take_part():
     for seed in range(3):
         key = jax.random.key(seed)
         loss, _, state = one_round(inner, Mean(), task, key=key)
-        present = np.asarray(jax.random.bernoulli(inner.presence_key(key), 0.5, (8,)))
+        present = np.asarray(jax.random.bernoulli(inner.presence_key(key=key), 0.5, (8,)))
         assert 0 < present.sum() < 8
         assert state.used == present.mean()
         np.testing.assert_allclose(loss, losses[present].mean(), rtol=1e-6)
@@ -441,8 +441,8 @@ def test_features_of_learned_aggregators_are_told_too():
 
 def test_who_takes_part_is_drawn_apart_from_the_workers_own_keys():
     inner = LocalRound(4, 1, SGD(1.0), participation=0.5)
-    own = [jax.random.key_data(key).tolist() for key in inner.workers(jax.random.key(0))[1]]
-    assert jax.random.key_data(inner.presence_key(jax.random.key(0))).tolist() not in own
+    own = [jax.random.key_data(key).tolist() for key in inner.workers(key=jax.random.key(0))[1]]
+    assert jax.random.key_data(inner.presence_key(key=jax.random.key(0))).tolist() not in own
     assert len({tuple(key) for key in own}) == 4
 
 

@@ -309,7 +309,7 @@ def test_a_folder_without_checkpoints_takes_other_constants(begun, tmp_path):
 def test_damaged_constants_are_refused(begun, tmp_path):
     shutil.copytree(begun[0], tmp_path / "run")
     (tmp_path / "run" / "constants.json").write_text("[")
-    with pytest.raises(FileExistsError, match="constants.json` is damaged. Delete it if"):
+    with pytest.raises(FileExistsError, match="constants.json` is corrupt. Delete it if"):
         with_constants(tmp_path / "run")
 
 

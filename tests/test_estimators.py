@@ -329,7 +329,7 @@ def test_the_telescoped_loss_on_a_split_has_the_gradient_of_the_final_loss():
 @pytest.mark.parametrize("name", ["step", "loss", "meta_loss", "skipped", "steps_per_second"])
 def test_a_diagnostic_called_like_a_column_of_the_log_is_refused(name):
     one = jnp.ones(())
-    with pytest.raises(ValueError, match=f"The log has a column `{name}` of its own"):
+    with pytest.raises(ValueError, match=f"must not have a `{name}`, which is another column of the log"):
         Estimate(one, one, one, one, one, {"mine": one, name: one})
 
 
@@ -728,8 +728,8 @@ def test_impossible_mixtures_are_refused():
     part = PES(quadratic_unroll(steps=10, window=5), num_pairs=2)
     for options, message in [
         ({"estimators": ()}, "`estimators` must have at least one"),
-        ({"estimators": (part,), "weights": (1.0, 2.0)}, "`weights` and `names` must be one per estimator"),
-        ({"estimators": (part, part), "names": ("a", "a")}, "names all different"),
+        ({"estimators": (part,), "weights": (1.0, 2.0)}, "`weights` and `names` must have one entry per estimator"),
+        ({"estimators": (part, part), "names": ("a", "a")}, "names must differ"),
         ({"estimators": (part,), "weights": (0.0,)}, "`weights` must be positive"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -191,8 +191,8 @@ def contents(folder):
 
 def test_meta_training_lowers_the_meta_loss(finished):
     trained = finished[1]
-    assert float(trained.hyperparameters["learning_rate"]) > 0.3  # from 0.01; the best on this task is 1
     rate = trained.hyperparameters["learning_rate"]
+    assert float(rate) > 0.3  # from 0.01; the best on this task is 1
     assert not isinstance(rate, jax.core.Tracer) and np.shape(rate) == ()
     rows = read_log(finished[0])
     assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
@@ -451,7 +451,9 @@ def test_checkpoints_cut_short_are_refused_and_kept(copied, share):
     for path in checkpoints_in(copied):
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     before = contents(copied)
-    message = f"`{copied}` has no usable checkpoint. `{path}` is cut short, .*left untouched. Put back .* start the run"
+    message = (
+        f"`{copied}` has no usable checkpoint. `{path}` is cut short, .*Nothing was changed. Restore .* start the run"
+    )
     refused(copied, CheckpointError, message)
     assert contents(copied) == before
 

@@ -20,16 +20,9 @@ UNFINISHED = {
     "pipeline",
     "optimizers",
     "aggregators",
-    "tasks",
     "parametrization",
     "recipes",
-    "unroll",
-    "estimators",
-    "meta",
-    "weights",
     "interop",
-    "data",
-    "sharding",
 }
 # Files of such a package that are complete, and of a complete one that are not.
 FINISHED_FILES = {"sharding._batch", "sharding._mesh"}

@@ -88,7 +88,7 @@ def test_initial_state_is_computed_where_it_lies(runs):
         ("size", "`fsdp` must be at least 1, got 0."),
         (
             "pairs",
-            "6 particles, which 4 devices cannot share equally. Choose a `num_pairs` that is a multiple of 4",
+            "6 particles, which is not a multiple of 4, the number of devices. Choose a `num_pairs` that is a",
         ),
         (
             "batch",
@@ -204,7 +204,7 @@ def test_a_folder_that_the_first_process_refuses_stops_both_and_they_say_why(tmp
         assert all(p.wait(timeout=60) == 1 for p in started), [log.read_text() for log in logs]
     first, second = (log.read_text() for log in logs)
     assert "belongs to a run with another configuration" in first
-    assert "The first process failed, and its error says why" in second
+    assert "The first process failed (see its error)" in second
 
 
 def test_wrappers_on_one_device():

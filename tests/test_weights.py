@@ -704,8 +704,8 @@ RATE = {"rate": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
 DEEP = "in place of a deep nesting, which Python's `json` would not write"
 
 HOSTILE = {
-    "a class of Python": ({"class": "builtins.eval", "fields": {}}, "not of this library"),
-    "a function as a class": ({"class": "os.system", "fields": {"command": "id"}}, "not of this library"),
+    "a class of Python": ({"class": "builtins.eval", "fields": {}}, "not part of this library"),
+    "a function as a class": ({"class": "os.system", "fields": {"command": "id"}}, "not part of this library"),
     "a class of the library that is not there": (
         {"class": "lo_components.optimizers.Adamant", "fields": {}},
         "which lo_components .* does not have",

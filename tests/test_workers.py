@@ -124,10 +124,13 @@ def test_sizes_that_devices_do_not_divide_change_nothing(found):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("workers", "6 workers, which 8 devices cannot share equally. Choose a `num_workers` that is a multiple of 8"),
+        (
+            "workers",
+            "6 workers, which is not a multiple of 8, the number of devices. Choose a `num_workers` that is a",
+        ),
         ("mesh", "make it with `make_mesh`"),
         ("size", "is 2 x 3 x 1 x 1 = 6, but there are 8 devices"),
-        ("batch", "`task` must not be a `BatchSharded` one"),
+        ("batch", "`task` must not be `BatchSharded`"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(found, name, words):

@@ -1,4 +1,4 @@
-"""Modules as JSON: their classes, their constants and where their arrays stand. No description runs or imports code."""
+"""Descriptions of modules as JSON: classes, constants and positions of arrays. Reading one runs and imports no code."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ from ._learner import Learner
 
 PACKAGE = __name__.partition(".")[0]
 
-# The key under which the metadata of a file hold the description of its learner.
+# The metadata key for the description of a file's learner.
 RESERVED = "lo_components"
 
-# The types of a dictionary's keys: JAX sorts them, so they must be of one type.
+# JAX sorts the keys of a dictionary, so all of them must have the same type.
 _KEYS = (set(), {int}, {str})
 _DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16")
 _DTYPES += ("float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz")
@@ -44,14 +44,14 @@ def version() -> str:
 
 
 def origin(learner: Learner, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entry `RESERVED` of the metadata of a learner's file, and the learner's arrays.
+    """The metadata entry `RESERVED` for a learner, and the learner's arrays by name.
 
     **Arguments:**
 
     - `learner`: a dataclass.
-    - `prefix`: of the names of its arrays in the file.
+    - `prefix`: the prefix of the names of its arrays in the file.
 
-    Raises `ValueError`, naming the field, if a file cannot hold it.
+    Raises `ValueError`, naming the field, if a file cannot hold a field.
     """
     description, arrays, classes = describe(learner)
     by_name(classes)
@@ -59,7 +59,7 @@ def origin(learner: Learner, prefix: str = "") -> tuple[dict[str, Any], dict[str
 
 
 def in_words(name: str, node: Any) -> str:
-    """What stands in a description for a part that it cannot hold, if it is only to be compared."""
+    """The placeholder for a part that a description cannot hold, if the description is only compared."""
     return "a class" if isinstance(node, type) else "a function" if callable(node) else f"a {type(node).__name__}"
 
 
@@ -73,17 +73,17 @@ def refuse(name: str, node: Any) -> NoReturn:
 def describe(
     root: Any, *, before: Callable[[Any], Any] = lambda node: node, otherwise: Callable[[str, Any], Any] = refuse
 ) -> tuple[Any, dict[str, Any], set[type]]:
-    """Dataclasses such as Equinox modules, and what their fields hold, as JSON.
+    """Describe a dataclass, such as an Equinox module, as JSON.
 
     **Arguments:**
 
     - `root`: a dataclass.
-    - `before`: called with every part first; its result is described in place of the part.
-    - `otherwise`: called with the name and the value of a part that JSON cannot hold; returns JSON.
+    - `before`: maps each part, before it is described, to the part to describe in its place.
+    - `otherwise`: maps the name and the value of a part that JSON cannot hold to JSON.
 
-    **Returns:** the description, the arrays by the names of their key paths, and the classes.
+    **Returns:** the description, the arrays by key path, and the classes.
 
-    Raises `ValueError` if two arrays have the same name, and what `otherwise` raises.
+    Raises `ValueError` if two arrays have the same name. Errors of `otherwise` propagate.
     """
     arrays: dict[str, Any] = {}
     classes: set[type] = set()
@@ -120,13 +120,13 @@ def describe(
 
 
 def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, type]) -> Any:
-    """What was described. Classes are set up field by field, then their `__check_init__` is run.
+    """Build the object that was described. Fields are set one by one, then `__check_init__` is run.
 
     **Arguments:**
 
-    - `description`: from `describe`, perhaps by way of a file that nobody vouches for.
-    - `arrays`: by name; those that are used are taken out.
-    - `classes`: the classes that it may name besides those of the library, from `by_name`.
+    - `description`: from `describe`, possibly read from an untrusted file.
+    - `arrays`: by name; arrays that are used are removed.
+    - `classes`: classes that the description may name besides those of the library, from `by_name`.
 
     Raises `ValueError` for anything that `describe` would not have written.
     """
@@ -143,9 +143,10 @@ def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, ty
                 return instance(name, cls, fields)
             case dict() if len(node) != 1:
                 pass
-            case {"array": "jax" | "numpy" as kind}:
-                array = taken(name)
-                return array if kind == "numpy" else to_jax(name, array)
+            case {"array": "numpy"}:
+                return taken(name)
+            case {"array": "jax"}:
+                return to_jax(name, taken(name))
             case {"key": str(impl)}:
                 return _to_key(name, impl, taken(name))
             case {"float": "inf" | "-inf" | "nan" as text}:
@@ -188,7 +189,7 @@ def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, ty
 
 
 def constants(description: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The names of classes and the constants in a description, by name; arrays are left out."""
+    """The names of classes and the constants in a description, each with its path. Arrays are skipped."""
     match description:
         case {"class": str(cls), "fields": dict(fields)}:
             yield name, cls.rpartition(".")[2]
@@ -213,9 +214,9 @@ def constants(description: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def by_name(classes: Iterable[type]) -> dict[str, type]:
-    """Classes under the names that descriptions give them.
+    """Classes by their names in descriptions.
 
-    Raises `TypeError` for anything but a dataclass that can be instantiated, and `ValueError` for two of one name.
+    Raises `TypeError` if one is not a concrete dataclass, and `ValueError` if two have the same name.
     """
     found: dict[str, type] = {}
     for cls in classes:
@@ -227,7 +228,7 @@ def by_name(classes: Iterable[type]) -> dict[str, type]:
 
 
 def class_name(cls: type) -> str:
-    """The public path of a class of the library; the bare name of another one."""
+    """The public path of a class of the library; the bare name of any other class."""
     package, *path = cls.__module__.split(".")
     if package != PACKAGE:
         return cls.__name__
@@ -248,7 +249,7 @@ def _join(name: str, key: Any) -> str:
 
 
 def _is_preset(field: dataclasses.Field) -> bool:
-    """Whether instances have the class's own value, unless they set another."""
+    """Whether the field is no argument of `__init__` and has a default."""
     return not field.init and field.default is not dataclasses.MISSING
 
 
@@ -267,7 +268,7 @@ def _to_key(name: str, impl: str, data: np.ndarray) -> jax.Array:
 
 
 def _dtype_name(node: Any) -> str | None:
-    """The name of a dtype, or of a class that stands for one, such as `np.float32` or `jnp.float32`."""
+    """The name of a dtype, given as a dtype or as a scalar type such as `np.float32` or `jnp.float32`."""
     for name in _DTYPES:
         dtype = np.dtype(name)
         if node is dtype.type or node is getattr(jnp, name, None) or (isinstance(node, np.dtype) and node == dtype):
@@ -279,7 +280,7 @@ def _way_out(class_name: str) -> str:
     if class_name.startswith(f"{PACKAGE}."):
         return f"which lo_components {version()} does not have"
     name = class_name if class_name.isidentifier() else "..."
-    return f"which is not of this library: pass that class, `load(path, classes=[{name}])`"
+    return f"which is not part of this library: pass that class, `load(path, classes=[{name}])`"
 
 
 def _concrete(cls: Any) -> bool:
@@ -289,7 +290,7 @@ def _concrete(cls: Any) -> bool:
 
 @functools.cache
 def _library() -> dict[str, type]:
-    """The dataclasses of this library, all of which are imported along with it."""
+    """The concrete dataclasses of this library, all of which are imported with it."""
     modules = [m for name, m in sys.modules.items() if name.split(".")[0] == PACKAGE]
     classes = [cls for m in modules for cls in vars(m).values() if _concrete(cls) and cls.__module__ == m.__name__]
     return {class_name(cls): cls for cls in classes}
@@ -301,7 +302,7 @@ def _functions() -> dict[str, Callable]:
     found = {}
     for module in (optax, optax.contrib, jax.nn):
         for name, value in vars(module).items():
-            origin = getattr(value, "func", value)  # of a `functools.partial`
+            origin = getattr(value, "func", value)  # the function inside a `functools.partial`
             ours = str(getattr(origin, "__module__", "")).split(".")[0] in ("jax", "optax")
             if ours and callable(value) and not isinstance(value, type) and not name.startswith("_"):
                 found[f"{module.__name__}.{name}"] = value

@@ -84,7 +84,7 @@ def pipeline(
     - `batch_size`: the number of examples per batch.
     - `seed`: the seed of the order.
     - `split`: the split of a data set; `None` is `"train"`. Other sources have no splits.
-    - `shuffle`: whether to shuffle the examples anew for each epoch.
+    - `shuffle`: whether to reshuffle the examples in each epoch.
     - `repeat`: whether to continue with the next epoch, possibly within a batch. If false, the iterator ends after one
         epoch, and its last batch may be smaller.
     - `num_workers`: the number of worker processes. They are spawned, so scripts need `if __name__ == "__main__":`, and

@@ -36,7 +36,7 @@ def text_files(
     length: int = 64,
     cache: str | Path | None = None,
 ) -> TokenDataset:
-    """Read text files with one document per line, packed as by [`lo_components.data.text_dataset`][].
+    """Read text files with one document per line, packed as in [`lo_components.data.text_dataset`][].
 
     **Arguments:**
 
@@ -65,7 +65,7 @@ def text_files(
 def lm1b(
     folder: str | Path, tokenizer: AbstractTokenizer, *, length: int = 64, cache: str | Path | None = None
 ) -> TokenDataset:
-    """Read the One Billion Word Benchmark: shuffled news sentences, packed as by [`lo_components.data.text_dataset`][].
+    """Read the One Billion Word Benchmark: shuffled news sentences, packed as in [`lo_components.data.text_dataset`][].
 
     **Arguments:**
 

@@ -23,7 +23,7 @@ class AbstractTokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Text that is equal only for tokenizers that give the same ids; stored with cached tokens."""
+        """A string that is equal for two tokenizers only if they give the same ids; stored with cached tokens."""
 
     @abc.abstractmethod
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -13,9 +13,9 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
     initial state of the window held fixed.
 
     If an episode is one window, this is exact (backpropagation through the whole unroll). Otherwise it is biased, since
-    it ignores how the initial state of a window depends on $\theta$ (truncation bias). Long windows are exact in
-    theory, but where training is chaotic their gradients explode. Memory grows with the window, since the values of
-    every step are kept. Particles whose gradient is not finite are left out.
+    it ignores how the initial state of a window depends on $\theta$ (truncation bias). Long windows have less bias, but
+    their gradients explode if training is chaotic. Memory grows with the window, since the values of every step are
+    kept. Particles whose gradient is not finite are left out.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""The published evolution strategies for truncated unrolls, by their noise."""
+"""The published evolution strategies for truncated unrolls, each defined by its noise."""
 
 from typing import TypedDict, Unpack
 
@@ -9,7 +9,7 @@ from ._shaping import AbstractShaping
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments that all evolution strategies share."""
+    """The keyword arguments of all evolution strategies."""
 
     std: float | Std
     antithetic: bool
@@ -25,7 +25,7 @@ def PES(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options])
 
     $$\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2} \sum_{u \le w} \frac{\epsilon_u}{\sigma_u^2},$$
 
-    where the sum starts anew with each episode. Averaged over the windows of an episode, this is unbiased for the
+    where the sum restarts with each episode. Averaged over the windows of an episode, this is unbiased for the
     Gaussian-smoothed meta-loss.
 
     **Arguments:**
@@ -46,13 +46,13 @@ def PES(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options])
 def GPES(
     unroll: TruncatedUnroll, num_pairs: int = 8, *, windows_per_draw: int, **options: Unpack[Options]
 ) -> EvolutionStrategy:
-    r"""Generalized Persistent Evolution Strategies: noise that is sampled anew every $K$ truncation windows.
+    r"""Generalized Persistent Evolution Strategies: noise that is resampled every $K$ truncation windows.
 
     $$\hat g = \frac1n \sum_i \frac{L_w^+ - L_w^-}{2} \sum_{j \le w / K} \frac{\epsilon_j}{\sigma_j^2},$$
 
     with $\epsilon_j$ the noise of windows $jK, \dots, (j + 1)K - 1$ of the episode, counted from 0. It is
-    [`lo_components.estimators.PES`][] for $K = 1$ and [`lo_components.estimators.ESSingle`][] for $K$ the number of
-    windows in an episode, and unbiased for the smoothed meta-loss in between.
+    [`lo_components.estimators.PES`][] if $K = 1$, and [`lo_components.estimators.ESSingle`][] if $K$ is the number of
+    windows in an episode. For every $K$ it is unbiased for the smoothed meta-loss.
 
     **Arguments:**
 

@@ -27,10 +27,9 @@ class EvolutionState(eqx.Module):
 
     **Arguments:**
 
-    - `inner`: the inner training of each pair; the arrays of `inner.train` have an axis of two members after that of
-        the pairs.
+    - `inner`: the inner training of each pair. Arrays of `inner.train` have leading axes `[pairs, 2]`.
     - `noise`: the state of each pair's noise.
-    - `windows`: the number of windows so far.
+    - `windows`: the number of truncation windows so far.
     """
 
     inner: InnerState
@@ -45,19 +44,19 @@ class EvolutionStrategy(AbstractEstimator[EvolutionState]):
     noise, the estimate is $\frac1n \sum_i \frac12 (L_i^+ - L_i^-)\, s_i$ over the pairs whose difference is finite.
     The noise decides which evolution strategy this is: [`lo_components.estimators.PES`][],
     [`lo_components.estimators.GPES`][], [`lo_components.estimators.ESSingle`][] and
-    [`lo_components.estimators.TruncatedES`][] fill it in. The noise and the data of a pair depend on its index and the
-    key alone, not on the number of pairs.
+    [`lo_components.estimators.TruncatedES`][] choose it. The noise and the data of a pair depend only on its index and
+    the key, not on the number of pairs.
 
     **Arguments:**
 
     - `unroll`: inner training.
-    - `noise`: how long noise is kept, and its score.
+    - `noise`: how often noise is resampled, and its score.
     - `num_pairs`: $n$.
     - `std`: $\sigma$, in units of theta: a number, or a schedule of the number of windows so far, as in optax.
-        Changing the number does not recompile. Where a schedule reaches 0, there is no estimate. Noise is rounded to
-        the dtype of theta; in bfloat16 it is lost unless it is larger than 1 % of theta.
+        Changing the number does not recompile. If a schedule reaches 0, there is no estimate. Noise is rounded to the
+        dtype of theta; in bfloat16 it is lost unless it is larger than 1 % of theta.
     - `antithetic`: whether the second member is trained with $\theta - \epsilon$. Otherwise it is trained with $\theta$
-        itself (forward differences) and the factor of $\frac12$ is dropped, which costs the same and has more variance.
+        itself (forward differences) and the factor $\frac12$ is dropped, which costs the same and has more variance.
     - `shaping`: applied to the loss differences; by default none.
     - `leave_out_non_finite`: whether to leave out pairs of which a member became non-finite. By default, non-finite
         losses count as the task's `max_loss`, and only pairs whose difference is not finite are left out.
@@ -77,7 +76,6 @@ class EvolutionStrategy(AbstractEstimator[EvolutionState]):
         _check(self)
 
     def init(self, learner: Learner, *, key: PRNGKeyArray) -> EvolutionState:
-        """Staggered first episodes of all pairs."""
         theta, _ = partition(learner)
 
         def one(index):
@@ -89,7 +87,6 @@ class EvolutionStrategy(AbstractEstimator[EvolutionState]):
     def estimate(
         self, learner: Learner, state: EvolutionState, *, key: PRNGKeyArray
     ) -> tuple[Estimate, EvolutionState]:
-        """An estimate from the next window of every pair, and their next state."""
         theta, rest = partition(learner)
         std = _std_after(self.std, state.windows)
 
@@ -107,14 +104,14 @@ class FullES(AbstractEstimator[Int[Array, ""]]):
     r"""Evolution strategies on whole episodes: $\hat g = \frac1n \sum_i \frac{L^+ - L^-}{2\sigma^2}\epsilon$, with $L$
     the meta-loss of a new episode in each estimate.
 
-    Unbiased for the smoothed meta-loss, at as many steps per estimate as the longest episode of the pairs takes. Pairs
-    may have different horizons, and changing them does not recompile. The state is the number of estimates so far.
+    Unbiased for the smoothed meta-loss. An estimate takes as many steps as the longest episode of any pair. Pairs may
+    have different horizons, and changing them does not recompile. The state is the number of estimates so far.
 
     **Arguments:**
 
-    - `unroll`: inner training; its window does not matter.
+    - `unroll`: inner training; the length of its truncation window does not matter.
     - `num_pairs`, `std`, `antithetic`, `shaping`, `leave_out_non_finite`: as in
-        [`lo_components.estimators.EvolutionStrategy`][]. A schedule of `std` is one of the number of estimates so far.
+        [`lo_components.estimators.EvolutionStrategy`][], but schedules of `std` take the number of estimates so far.
 
     Raises `ValueError` if `num_pairs` is below 1 or `std` is not positive.
 
@@ -176,7 +173,7 @@ def _estimated(
     count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
     reduced = usable & (jnp.abs(shaped) < jnp.abs(out.difference))
     weights = shaped * (0.5 if strategy.antithetic else 1.0)
-    # Divided last, so that particles on many devices wait for one sum, not for two in turn.
+    # Divide last, so that particles on several devices need one sum, not two in sequence.
     grad = jax.tree.map(lambda s: _weighted_sum(weights, s) / count, scores)
     return Estimate(
         loss=jnp.mean(out.loss),

@@ -13,20 +13,21 @@ from ._base import AbstractEstimator, Estimate
 
 
 class Mixture(AbstractEstimator[tuple]):
-    r"""Several tasks under one theta: $\hat g = \sum_k w_k \hat g_k / \sum_k w_k$ of one estimator per task.
+    r"""The weighted mean of the estimates of one estimator per task, $\hat g = \sum_k w_k \hat g_k / \sum_k w_k$.
 
-    Tasks may differ in everything: width, data, horizon, even the kind of estimator. Each of them unrolls one window in
-    every meta-step.
+    Meta-trains one learner on several tasks, which may differ in everything: width, data, horizon, even the kind of
+    estimator. In every meta-step, each task is trained for one truncation window.
 
     **Arguments:**
 
     - `estimators`: at least one.
     - `weights`: $w$, positive; by default all equal.
-    - `normalize`: whether to divide each $\hat g_k$ by its global norm, so that no task dominates by its losses.
+    - `normalize`: whether to divide each $\hat g_k$ by its global norm, so that no task dominates because of larger
+        losses.
     - `names`: the names of the tasks in the diagnostics, as in `"width 128: loss"`; by default their indices.
 
-    Raises `ValueError` unless there is an estimator, one positive weight per estimator, and one name per estimator, all
-    different.
+    Raises `ValueError` if there is no estimator, if there is not one positive weight per estimator, or if there is not
+    one distinct name per estimator.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153): muLO_M is meta-trained on widths 128, 512 and 1024 together.
@@ -55,8 +56,8 @@ class Mixture(AbstractEstimator[tuple]):
             raise ValueError("`estimators` must have at least one estimator.")
         if not len(self.weights) == len(self.names) == len(self.estimators) or len(set(self.names)) < len(self.names):
             raise ValueError(
-                f"`weights` and `names` must be one per estimator, names all different; there are "
-                f"{len(self.estimators)}, got {self.weights} and {self.names}."
+                f"`weights` and `names` must have one entry per estimator, and names must differ; got {self.weights} "
+                f"and {self.names} for {len(self.estimators)} estimators."
             )
         if not all(0 < w < math.inf for w in self.weights):
             raise ValueError(f"`weights` must be positive, got {self.weights}.")
@@ -71,7 +72,7 @@ class Mixture(AbstractEstimator[tuple]):
         estimates = [estimate for estimate, _ in found]
         grads = [self._scaled(e.grad) for e in estimates]
         weights = jnp.asarray(self.weights, jnp.float32)
-        # A task without an estimate leaves its weight to the rest.
+        # A task without an estimate does not count in the mean.
         counted = weights * jnp.stack([e.usable > 0 for e in estimates]).astype(jnp.float32)
 
         def mean(*values, weights=weights) -> Array:

@@ -23,23 +23,23 @@ class AbstractNoise(eqx.Module, Generic[StateT]):
 
     @abc.abstractmethod
     def init(self, theta: Theta, *, key: PRNGKeyArray) -> StateT:
-        """The state of one pair before its first window.
+        """The state of one pair before its first truncation window.
 
         **Arguments:**
 
         - `theta`: the inexact arrays of the learner.
-        - `key`: any key of the kind that `sample` will be given.
+        - `key`: any key, of the same kind as the keys for `sample`.
         """
 
     @abc.abstractmethod
     def sample(
         self, theta: Theta, std: Float[Array, ""], state: StateT, window: Int[Array, ""], *, key: PRNGKeyArray
     ) -> tuple[Theta, Theta, StateT]:
-        """The noise of one window.
+        """The noise of one truncation window.
 
         **Arguments:**
 
-        - `theta`: the inexact arrays of the learner, whose structure, shapes and dtypes the noise has.
+        - `theta`: the inexact arrays of the learner, with the structure, shapes and dtypes of the noise.
         - `std`: $\\sigma$ in this window.
         - `state`: the state before the window.
         - `window`: the index of the window in its episode.
@@ -50,9 +50,9 @@ class AbstractNoise(eqx.Module, Generic[StateT]):
 
 
 class FreshNoise(AbstractNoise[None]):
-    """Sampled anew in each truncation window, with the score of this window's noise alone.
+    """Noise that is resampled in each truncation window, with the score of this window's noise alone.
 
-    Ignores how the initial state of a window depends on theta (truncation bias).
+    It ignores how the initial state of a window depends on theta (truncation bias).
     """
 
     def init(self, theta: Theta, *, key: PRNGKeyArray) -> None:
@@ -69,7 +69,7 @@ class NoiseState(eqx.Module):
     **Arguments:**
 
     - `score`: the sum of the scores of all samples in this episode.
-    - `key`: the key of the last sample, from which each window samples it again.
+    - `key`: the key of the last sample, from which later windows recompute it.
     - `std`: the standard deviation of the last sample.
     """
 
@@ -79,13 +79,13 @@ class NoiseState(eqx.Module):
 
 
 class PersistentNoise(AbstractNoise[NoiseState]):
-    """Sampled anew every few truncation windows and with each new episode; scores are summed over an episode.
+    """Noise that is resampled every few truncation windows and in each new episode. Scores are summed over an episode.
 
     A standard deviation that changes takes effect with the next sample.
 
     **Arguments:**
 
-    - `windows_per_draw`: how many windows share one sample of the noise. 1 is PES, `None` (the whole episode) is
+    - `windows_per_draw`: the number of windows that use the same noise: 1 for PES, `None` (the whole episode) for
         ES-Single. Changing it does not recompile.
 
     Raises `TypeError` if `windows_per_draw` is not a whole number, and `ValueError` if it is below 1.

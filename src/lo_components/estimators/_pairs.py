@@ -1,4 +1,4 @@
-"""Antithetic pairs: one particle trained twice on the same data, by two learners that differ in theta."""
+"""Antithetic pairs: a task trained twice on the same data, by two learners that differ in theta."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ PairTheta = PyTree[Float[Array, "2 ..."]]
 
 
 class PairOutput(eqx.Module):
-    """One window, or one episode, of a pair.
+    """The result of one truncation window, or of one episode, of a pair.
 
     **Arguments:**
 
     - `meta_losses`: the contribution of each member.
-    - `difference`: of the two, with less rounding.
+    - `difference`: the difference of the two contributions, computed with less rounding error.
     - `loss`, `clipped`: means over members and steps.
     - `finite`: whether each member stayed finite.
     - `state`: the state for the next window.
@@ -46,7 +46,7 @@ def twins(state: InnerState) -> InnerState:
 def unroll_pair(
     unroll: TruncatedUnroll, theta: PairTheta, rest: Any, state: InnerState, *, key: PRNGKeyArray
 ) -> PairOutput:
-    """One window of both members, which share the episode and all keys: task, initial parameters and batches."""
+    """One window of both members, with the same episode and keys: task, initial parameters and batches are the same."""
 
     def member(theta, train):
         return unroll(eqx.combine(theta, rest), InnerState(state.episode, train), key=key)
@@ -69,7 +69,7 @@ def unroll_pair(
 
 
 def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key: PRNGKeyArray) -> PairOutput:
-    """One whole episode of both members; the numbers are means over its windows."""
+    """One whole episode of both members. Numbers are means over its windows."""
     new_key, key = jax.random.split(key)
 
     def window(carry):
@@ -78,7 +78,7 @@ def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key:
         numbers = (out.meta_losses, out.difference, out.loss, out.clipped)
         return count + 1, jax.tree.map(jnp.add, sums, numbers), finite & out.finite, out.state
 
-    # An episode that is done, so that the first window begins a new one with each member's own learner.
+    # Mark the episode as done, so that the first window begins a new one with the learner of each member.
     member = eqx.combine(jax.tree.map(lambda t: t[0], theta), rest)
     state = twins(unroll.new_episode(member, key=new_key))
     state = eqx.tree_at(lambda s: s.episode.done, state, jnp.asarray(True))
@@ -92,7 +92,7 @@ def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key:
 
 
 def _joint(episodes: Episode) -> Episode:
-    """The episode of both members, which ends if either of them became non-finite."""
+    """The episode of both members. It ends if either member becomes non-finite."""
     episode = jax.tree.map(lambda x: x[0], episodes)
     return eqx.tree_at(lambda e: e.done, episode, jnp.any(episodes.done))
 
@@ -100,11 +100,11 @@ def _joint(episodes: Episode) -> Episode:
 def _difference(
     function: Callable[..., Float[Array, ""]], values: Float[Array, "2"], arguments: tuple[Float[Array, "2 ..."], ...]
 ) -> Float[Array, ""]:
-    """The difference of two values of a function, with less rounding where its arguments are nearly equal.
+    """The difference of two values of a function, with less rounding error if its arguments are nearly equal.
 
     The derivative at the midpoint times the difference of the arguments has no cancellation. It is exact for linear
-    functions, and precise for smooth ones if the arguments are close, so it is taken if it agrees with the plain
-    difference up to the rounding of a sum. Equal arguments have a difference of exactly 0.
+    functions, and accurate for smooth ones if the arguments are close, so it is used if it agrees with the plain
+    difference up to the rounding error of a sum. Equal arguments have a difference of exactly 0.
     """
     midpoint = [0.5 * (x[0] + x[1]) for x in arguments]
     _, derivative = jax.jvp(function, midpoint, [x[0] - x[1] for x in arguments])

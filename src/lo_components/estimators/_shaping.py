@@ -13,35 +13,37 @@ def _number(x: Any) -> Float[Array, ""]:
 
 
 class AbstractShaping(eqx.Module):
-    """What the losses of all pairs become, before they weigh the pairs' noise."""
+    """Transforms the loss differences of all pairs before they weight the scores of the noise."""
 
     @abc.abstractmethod
     def __call__(
         self, differences: Float[Array, " pairs"], losses: Float[Array, "pairs 2"], usable: Bool[Array, " pairs"]
     ) -> Float[Array, " pairs"]:
-        """A number for each pair in place of the difference of its members' losses.
+        """The shaped difference of each pair.
 
         **Arguments:**
 
-        - `differences`: of the members' losses.
-        - `losses`: of the perturbed member, and of its counterpart.
-        - `usable`: which pairs count; what is returned for the others is not used.
+        - `differences`: the loss of the first member minus that of the second.
+        - `losses`: of the first member, and of the second.
+        - `usable`: which pairs count; the results for other pairs are ignored.
         """
 
 
 class Difference(AbstractShaping):
-    r"""$L^+ - L^-$ itself, without which estimates are not unbiased."""
+    r"""$L^+ - L^-$ unchanged, the only shaping under which estimates are unbiased."""
 
     def __call__(self, differences, losses, usable):
         return differences
 
 
 class ClippedDifference(AbstractShaping):
-    r"""$L^+ - L^-$ clipped at $\pm c$.
+    r"""$L^+ - L^-$ clipped to $[-c, c]$.
 
     **Arguments:**
 
     - `max_difference`: $c$.
+
+    Raises `ValueError` if `max_difference` is not positive.
     """
 
     max_difference: Float[Array, ""] = eqx.field(converter=_number)
@@ -55,7 +57,7 @@ class ClippedDifference(AbstractShaping):
 
 
 class SignOfDifference(AbstractShaping):
-    r"""$c \operatorname{sign}(L^+ - L^-)$: indifferent to the scale of losses.
+    r"""$c \operatorname{sign}(L^+ - L^-)$, which does not depend on the scale of the losses.
 
     **Arguments:**
 
@@ -69,9 +71,9 @@ class SignOfDifference(AbstractShaping):
 
 
 class CenteredRanks(AbstractShaping):
-    r"""$r^+ - r^-$, where $r \in [-\frac12, \frac12]$ are the ranks of all usable members' losses, equally spaced.
+    r"""$r^+ - r^-$, where $r \in [-\frac12, \frac12]$ are the equally spaced ranks of the losses of all usable members.
 
-    Invariant to every increasing transformation of the losses. Equal losses share a rank.
+    Invariant to every increasing transformation of the losses. Equal losses have the same rank.
 
     ??? cite "Source"
         Salimans et al., *Evolution Strategies as a Scalable Alternative to Reinforcement Learning* (arXiv 1703.03864).
@@ -88,7 +90,7 @@ class CenteredRanks(AbstractShaping):
 
 
 class ZScores(AbstractShaping):
-    r"""$(L^+ - L^-) / s$ with $s$ the standard deviation of all usable members' losses.
+    r"""$(L^+ - L^-) / s$ with $s$ the standard deviation of the losses of all usable members.
 
     Invariant to shifts and scales of the losses.
     """

@@ -21,17 +21,19 @@ from ._trainer import MetaState
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Where a run keeps its files, how often it writes a checkpoint and how many it keeps.
+    """The folder of a run, and how often to write checkpoints and how many to keep.
 
     **Arguments:**
 
-    - `folder`: made if missing; holds `config.json`, `constants.json`, `log.jsonl`, the newest checkpoints, called
-      `checkpoint-00000200.safetensors` after their meta-step, and `best.safetensors`.
-    - `config`: what identifies the run, as JSON; a folder with another configuration is refused. So is one with
-      checkpoints whose learner or estimator had other constants: `std`, horizons, windows, batch sizes, update scales.
-    - `every`: meta-steps between two checkpoints. The one with the lowest mean meta-loss over these is the best; one
-      after fewer meta-steps, at the end of a run or on SIGTERM, is not compared.
-    - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives the loss of one.
+    - `folder`: created if missing; holds `config.json`, `constants.json`, `log.jsonl`, `best.safetensors` and the
+      newest checkpoints, named after their meta-step, for instance `checkpoint-00000200.safetensors`.
+    - `config`: identifies the run, as JSON. A folder with another configuration is an error, and so is one with
+      checkpoints of a learner or an estimator with other constants (`std`, horizons, windows, batch sizes, widths).
+    - `every`: meta-steps between two checkpoints. The best checkpoint is the one with the lowest mean meta-loss over
+      these meta-steps. Checkpoints after fewer meta-steps, at the end of a run or on SIGTERM, are not candidates.
+    - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives a corrupt one.
+
+    Raises `ValueError` if `every` or `keep` is below 1.
     """
 
     folder: str | Path
@@ -46,10 +48,10 @@ class Checkpoints:
 
 
 class DurableRun:
-    """A run that can be killed at any time: its log and its checkpoints.
+    """The log and the checkpoints of a run that may be killed at any time.
 
-    Checkpoints are written by one background thread, one after the other, while the loop goes on. Several processes
-    call the same methods at the same steps; the first one alone writes.
+    One background thread writes checkpoints, one after the other, while the loop goes on. If there are several
+    processes, all call the same methods at the same steps, and only the first one writes.
     """
 
     def __init__(self, settings: Checkpoints, constants: Mapping[str, str] = {}):
@@ -62,7 +64,7 @@ class DurableRun:
             return folder
 
         self._folder = by_first(claimed) or RunFolder(Path(settings.folder), dict(settings.config))
-        # Meta-losses since the last multiple of `every`: those not fetched yet, and the sum and number of the others.
+        # Meta-losses since the last multiple of `every`: those still on the device, and sum and number of the others.
         self._losses: list[jax.Array] = []
         self._sum, self._count = 0.0, 0
         self._best = math.inf
@@ -70,7 +72,7 @@ class DurableRun:
         self._write: concurrent.futures.Future | None = None
 
     def resume(self, like: MetaState) -> MetaState:
-        """The state in the newest intact checkpoint; `like` itself where there are no checkpoints."""
+        """The state in the newest intact checkpoint; `like` itself if there are no checkpoints."""
         found = by_first(lambda: newest_intact(self._folder, like))
         step = from_first(-1 if found is None else found[1]["step"])
         if step < 0:
@@ -102,7 +104,7 @@ class DurableRun:
                 exception.add_note(f"The last checkpoint was not written either: {error!r}")
 
     def after_step(self, step: int, state: MetaState, meta_loss: jax.Array, *, last: bool) -> None:
-        """Write a checkpoint where one is due; raise what the writer has raised."""
+        """Write a checkpoint if one is due. Errors of the writer are raised here."""
         self._losses.append(meta_loss)
         if self._write is not None and self._write.done():
             self._wait()
@@ -112,7 +114,7 @@ class DurableRun:
             self._wait()
 
     def stop(self, step: int, state: MetaState, *, last: bool) -> None:
-        """Write a checkpoint, unless that was done at this step, and say how to go on."""
+        """Write a checkpoint, unless this step has one already, and say how to continue."""
         if not (self._due(step) or last):
             self._checkpoint(step, state)
         self._wait()
@@ -134,7 +136,7 @@ class DurableRun:
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []
         metadata: dict[str, Any] = {"step": step, "config": self._folder.config, RESERVED: _origin(state)}
-        # The last one, and one that SIGTERM asked for, have fewer losses behind them, so they do not compete.
+        # A checkpoint at the end or on SIGTERM averages fewer losses, so it is no candidate for the best.
         metadata["meta_loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
             self._sum, self._count = 0.0, 0
@@ -145,7 +147,7 @@ class DurableRun:
             self._write = self._writer.submit(self._store, copy, metadata)
 
     def _store(self, state: MetaState, metadata: Mapping[str, Any]) -> None:
-        """In the writer's thread. The best comes first: a run killed in between writes this checkpoint again."""
+        """Runs in the writer's thread. The best comes first: a run killed in between writes this checkpoint again."""
         meta_loss = metadata["meta_loss"]
         if meta_loss is not None and meta_loss < self._best:
             save_arrays(self._folder.best, state, metadata=metadata)
@@ -155,14 +157,14 @@ class DurableRun:
             path.unlink()
 
     def _wait(self) -> None:
-        """Wait for the writer, and raise what it has raised."""
+        """Wait for the writer, and raise its error if it failed."""
         write, self._write = self._write, None
         if write is not None:
             write.result()
 
 
 def _origin(state: MetaState) -> dict[str, Any]:
-    """What `weights.load` needs to know of the learner, or why it cannot be told."""
+    """The description of the learner for `weights.load`, or the reason why there is none."""
     try:
         return origin(state.learner, prefix="learner/")[0]
     except ValueError as error:
@@ -172,7 +174,7 @@ def _origin(state: MetaState) -> dict[str, Any]:
 def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[str, Any]] | None:
     """The newest usable checkpoint and its metadata; newer ones are set aside with a warning.
 
-    Raises `CheckpointError` where none of the checkpoints is usable, and leaves them all untouched.
+    Raises `CheckpointError` if there are checkpoints but none is usable, and leaves them untouched.
     """
     refused: list[tuple[Path, CheckpointError]] = []
     for path in reversed(folder.checkpoints):
@@ -187,20 +189,20 @@ def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[s
     if refused:
         reasons = " ".join(str(error) for _, error in refused)
         raise CheckpointError(
-            f"`{folder.path}` has no usable checkpoint. {reasons} All was left untouched. Put back an intact "
+            f"`{folder.path}` has no usable checkpoint. {reasons} Nothing was changed. Restore an intact "
             "`checkpoint-*.safetensors`, or delete these files to start the run over."
         )
     return None
 
 
 def best_loss(folder: RunFolder, like: MetaState) -> float:
-    """The meta-loss of `best.safetensors`; infinite where there is none."""
+    """The meta-loss of `best.safetensors`; infinity if there is none."""
     try:
         return _load(folder.best, folder, like)[1]["meta_loss"]
     except FileNotFoundError:
         return math.inf
     except CheckpointError as error:
-        _set_aside(folder.best, f"{error} The next checkpoint is taken for the best.")
+        _set_aside(folder.best, f"{error} The next checkpoint becomes the best.")
         return math.inf
 
 

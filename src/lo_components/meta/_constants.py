@@ -1,4 +1,4 @@
-"""The constants of a run's learner and estimator, by name."""
+"""The constants of the learner and the estimator of a run, by name."""
 
 import dataclasses
 from typing import Any
@@ -11,16 +11,16 @@ from jax.sharding import Mesh
 from .. import _description
 from .._learner import Learner
 
-# A longer sequence of numbers is data.
+# Longer sequences of numbers are data.
 _LONGEST = 64
 
 
 def constants(learner: Learner, estimator: Any) -> dict[str, str]:
     """Numbers, names of classes and shapes of arrays, as text.
 
-    Arrays of the learner are learned, so they are left out; scalar arrays of the estimator count by their value, others
-    by their shape. Functions without a public name cannot be compared, so one is like another. A module that holds a
-    mesh only says where arrays lie, so it is skipped in favor of the one that it wraps.
+    Arrays of the learner are meta-learned, so they are left out. Scalar arrays of the estimator are recorded by value,
+    others by shape. Functions without a public name cannot be compared, so all of them are recorded alike. Modules that
+    hold a mesh only place arrays on devices, so the modules that they wrap are recorded in their place.
     """
     found = {}
     for name, part in {"learner": learner, "estimator": estimator}.items():

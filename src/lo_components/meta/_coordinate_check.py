@@ -16,7 +16,13 @@ from ._named_values import named_values
 
 
 class Exponent(NamedTuple):
-    r"""The slope of $\log$ change over $\log$ width: the mean of the seeds' slopes, and its standard error."""
+    r"""The slope of $\log$ change over $\log$ width.
+
+    **Arguments:**
+
+    - `value`: the mean of the slopes of all seeds.
+    - `error`: its standard error; NaN for a single seed.
+    """
 
     value: float
     error: float
@@ -27,7 +33,7 @@ class CoordinateCheck(eqx.Module):
 
     **Arguments:**
 
-    - `widths`: of the networks that were trained.
+    - `widths`: the widths of the networks that were trained.
     - `layers`: names of the layers, sorted.
     - `changes`: root mean square, over units and examples, of the change since initialization, after each step.
     """
@@ -37,10 +43,10 @@ class CoordinateCheck(eqx.Module):
     changes: Float[np.ndarray, "widths seeds steps layers"]
 
     def exponents(self, step: int = -1) -> dict[str, Exponent | None]:
-        r"""The fitted exponent of every layer after a step: 0 where the change does not depend on the width.
+        r"""The fitted exponent of every layer after a step: 0 if the change does not depend on the width.
 
-        Infinite where a change is not finite. `None` where a change is exactly zero at some width, as behind a readout
-        that starts at zero: such layers have no exponent.
+        Infinity if a change is not finite. `None` if a change is exactly zero at some width, for instance that of a
+        readout whose weights start at zero: such layers have no exponent.
 
         **Arguments:**
 
@@ -61,15 +67,15 @@ class CoordinateCheck(eqx.Module):
         return found
 
     def largest(self, step: int = -1) -> float:
-        """The largest exponent of all layers that have one: well above 0 if wide networks blow up."""
+        """The largest exponent over layers, as in `exponents(step)`: well above 0 if wide networks blow up."""
         return max((e.value for e in self.exponents(step).values() if e is not None), default=math.nan)
 
     def smallest(self, step: int = -1) -> float:
-        """The smallest exponent of all layers that have one: well below 0 if layers of wide networks stop learning."""
+        """The smallest exponent over layers, as in `exponents(step)`: well below 0 if layers stop learning."""
         return min((e.value for e in self.exponents(step).values() if e is not None), default=math.nan)
 
     def table(self, step: int = -1) -> str:
-        """Exponents and changes per width, a line for each layer."""
+        """A table of the exponents, as in `exponents(step)`, and of the changes per width, with one line per layer."""
         length = max(map(len, self.layers))
         lines = [f"{'layer':<{length}}  exponent         " + "".join(f"{w:>10}" for w in self.widths)]
         means = np.mean(self.changes[:, :, step], axis=1)
@@ -93,29 +99,28 @@ def coordinate_check(
     r"""Train networks of several widths for a few steps and record how much each layer's pre-activations change.
 
     Under muP the change does not depend on the width, in any layer and at any step: the fitted exponents are near 0.
-    An exponent well above 0 means that wide networks blow up at this learning rate, one below 0 that the layer stops
-    learning.
+    An exponent well above 0 means that wide networks blow up at this learning rate. An exponent well below 0 means that
+    the layer stops learning in wide networks.
 
     Pre-activations are found by name: [`lo_components.nn.named_layers`][] names the outputs of all layers, and the
-    tasks of this package call it. In a task of your own, call it too, or name values with
+    tasks of this package call it. In your own task, call it too, or name values with
     `jax.ad_checkpoint.checkpoint_name`.
 
     **Arguments:**
 
     - `learner`: any optimizer or optax transformation, or any aggregator with a
         [`lo_components.unroll.LocalRound`][].
-    - `task`: from a width to the task. Its update scales are applied to the learner's updates.
+    - `task`: maps a width to the task, whose update scales are applied to the updates.
     - `widths`: at least two.
-    - `num_steps`: steps (or rounds) to train, on fresh batches; changes are measured on one more batch, the same for
-        all steps.
+    - `num_steps`: steps (or rounds) to train, on fresh batches. Changes are measured on one fixed batch.
     - `num_seeds`: independent initializations, for the error of the exponents.
-    - `inner_step`: what one step does.
+    - `inner_step`: one step of inner training.
     - `key`: for initial parameters and batches.
 
     **Returns:** the changes, with exponents and a table.
 
     Raises `ValueError` if there are fewer than two widths, if `num_steps` or `num_seeds` is below 1, if no value is
-    named, or if the networks do not have the same named values; `TypeError` if `inner_step` is not for this kind of
+    named, or if the networks do not have the same named values; `TypeError` if `inner_step` does not take this kind of
     learner.
 
     ??? cite "Source"
@@ -152,7 +157,7 @@ def _changes(learner, task, num_steps, inner_step, num_seeds, key) -> dict[str, 
         def values(t, loss, before, after, state):
             return named_values(lambda p: task.loss(p, probe, key=loss_key), before)
 
-        # One step more, so that one program computes initial and later values: rounding must not pass for a change.
+        # One more step, so that one program computes initial and later values: rounding must not look like a change.
         found = trained(learner, task, num_steps + 1, inner_step, values, key=seed_key)
         changes = jax.tree.map(lambda x: x[1:].astype(jnp.float32) - x[:1].astype(jnp.float32), found)
         return jax.tree.map(lambda change: jnp.sqrt(jnp.mean(jnp.square(change), axis=1)), changes)

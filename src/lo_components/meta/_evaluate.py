@@ -88,10 +88,10 @@ def evaluate(
 ) -> Evaluation:
     """Meta-test: train a task from scratch with a learner, several seeds at once, in one compiled call.
 
-    A second call with the same task object and sizes, and a learner of equal constants, compiles nothing. (Each
-    `optax.adam(...)` is a new constant; [`lo_components.meta.sweep`][] compiles once for many hyperparameters.) Seeds
-    depend on `key` and their index alone, so learners compared under one key start from the same initial parameters,
-    and see the same batches if their inner steps are of the same kind. Metrics change nothing about the losses.
+    A second call with the same task object and sizes, and a learner with equal constants, compiles nothing. (Each
+    `optax.adam(...)` is a new constant; [`lo_components.meta.sweep`][] compiles once for many hyperparameters.) A seed
+    depends only on `key` and its index, so learners compared under one key start from the same initial parameters,
+    and see the same batches if their inner steps are of the same kind. Measuring metrics does not change the losses.
 
     **Arguments:**
 
@@ -99,18 +99,19 @@ def evaluate(
         [`lo_components.unroll.LocalRound`][].
     - `task`: the task to train; its update scales are applied to the learner's updates.
     - `num_steps`: inner steps, or rounds.
-    - `inner_step`: what one step does.
+    - `inner_step`: one step of inner training.
     - `num_seeds`: independent runs.
     - `seeds_at_once`: how many seeds to run in parallel; `None`: all of them. Fewer need less memory.
     - `splits`: splits on which to measure the task's metrics during training, for instance
         `("inner_valid", "test")`.
-    - `metrics_every`: measure after every so many steps, and after the last one; `None`: after the last one only.
+    - `metrics_every`: the number of steps between two measurements. There is always one after the last step; with
+        `None` it is the only one.
     - `key`: for initial parameters and batches.
 
     **Returns:** losses and metrics of every seed.
 
     Raises `ValueError` if a size is below 1, if `metrics_every` is given without `splits`, or for an unknown split;
-    `TypeError` if the task has no metrics, or if `inner_step` is not for this kind of learner.
+    `TypeError` if the task has no metrics, or if `inner_step` does not take this kind of learner.
     """
     seeds_at_once = num_seeds if seeds_at_once is None else seeds_at_once
     sizes = dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once, metrics_every=metrics_every)
@@ -168,7 +169,7 @@ def trained(
     *,
     key: PRNGKeyArray,
 ) -> PyTree:
-    """`observe(t, loss, params before, params after, state)` of each step `t` of training from scratch, stacked."""
+    """Train from scratch, and stack `observe(t, loss, params before, params after, state)` over all steps `t`."""
     init_key, steps_key = jax.random.split(key)
     params = task.init(key=init_key)
     total = jnp.asarray(num_steps, jnp.int32)
@@ -191,17 +192,17 @@ def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
 def step_sizes(
     learner: Trainer, task: AbstractTask, *, num_steps: int, key: PRNGKeyArray
 ) -> dict[str, Float[Array, " steps"]]:
-    r"""How far a learner moves each array at each step: $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for $n$ numbers.
+    r"""The root mean square of each array's update in each step, $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for size $n$.
 
-    Shows which layers a learned optimizer trains, and how its steps shrink.
+    Shows which layers a learned optimizer trains and how its step sizes decay.
 
     **Arguments:**
 
     - `learner`: any optimizer or optax transformation.
     - `task`, `key`: as in [`lo_components.meta.evaluate`][].
-    - `num_steps`: inner steps of the one run.
+    - `num_steps`: inner steps of the single run.
 
-    **Returns:** sizes by the array's path, as in `layers/0/weight`.
+    **Returns:** step sizes by path of the array, for instance `layers/0/weight`.
 
     Raises `ValueError` if `num_steps` is below 1, and `TypeError` for an aggregator.
     """

@@ -8,7 +8,13 @@ from .._types import typechecked
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval."""
+    """An estimate with a confidence interval.
+
+    **Arguments:**
+
+    - `value`: the estimate.
+    - `low`, `high`: the ends of the interval.
+    """
 
     value: float
     low: float
@@ -26,23 +32,23 @@ def median_interval(
 ) -> Interval:
     r"""The median over seeds, or a ratio of two medians, with a confidence interval by the percentile bootstrap.
 
-    Infinite values, as from [`lo_components.meta.Evaluation`][]`.steps_to` for seeds that never reach the loss, are
-    values like any other: the interval ends at infinity unless the median is finite in nearly all resamples. NaN counts
-    as infinity. If both medians of a ratio are infinite, the ratio is undetermined: its value is NaN, and such a
-    resample extends the interval in both directions.
+    Infinite values, which [`lo_components.meta.Evaluation`][]`.steps_to` gives for seeds that never reach the loss, are
+    allowed: the interval ends at infinity unless the median is finite in nearly all resamples. NaN counts as infinity.
+    If both medians of a ratio are infinite, the ratio is NaN, and such a resample extends the interval in both
+    directions.
 
-    An interval never reaches beyond the lowest and the highest seed, so with fewer than six seeds its coverage is
-    below 95 %, whatever `confidence` is.
+    An interval never extends beyond the lowest and the highest seed, so with fewer than six seeds its coverage is below
+    95 % for every `confidence`.
 
     **Arguments:**
 
     - `values`: one positive number per seed, for instance `evaluation.steps_to(0.5)`.
     - `over`: values whose median divides that of `values`; resampled independently.
     - `confidence`: between 0 and 1.
-    - `num_resamples`: bootstrap resamples.
+    - `num_resamples`: the number of bootstrap resamples.
     - `key`: for the resamples.
 
-    Raises `ValueError` without values, or for a `confidence` or `num_resamples` out of range.
+    Raises `ValueError` if there are no values, or if `confidence` or `num_resamples` is out of range.
 
     ??? cite "Source"
         Efron & Tibshirani, *An Introduction to the Bootstrap*, chapter 13.

@@ -17,7 +17,7 @@ from ._constants import constants
 from ._processes import is_first, stop_requests, to_host
 from ._trainer import MetaMetrics, MetaState, init_meta_state, meta_optimizer, meta_step
 
-STOPPED = 143  # 128 + SIGTERM, the status of a process that the signal ended
+STOPPED = 143  # 128 + SIGTERM, the exit status of a process that the signal ended
 
 
 @typechecked
@@ -32,34 +32,36 @@ def meta_train(
     progress: str | None = "meta-train",
     key: PRNGKeyArray,
 ) -> Any:
-    """Meta-train a learner: `num_steps` calls of one compiled `meta_step`, with a progress bar, a log and checkpoints.
+    """Meta-train a learner: call a compiled `meta_step` `num_steps` times, with a progress bar, a log and checkpoints.
 
-    Interrupted in any way and called again with the same arguments, it continues from the newest intact checkpoint to
-    the same learner, bit for bit, as a run that was never interrupted. A checkpoint that is cut short, corrupt or
-    foreign is reported in a warning and set aside, as `*.corrupt`. A finished run is read, not repeated.
+    If a run was interrupted in any way, the same call continues from the newest intact checkpoint and returns the same
+    learner, bit for bit, as a run that was never interrupted. Checkpoints that are truncated, corrupt or from another
+    run are renamed to `*.corrupt`, with a warning. If the run is finished, its learner is loaded and returned.
 
-    With checkpoints, and called in the main thread, SIGTERM ends the meta-step, writes a checkpoint and exits with
-    status 143, as if the signal had ended the process: a batch scheduler sees a job that stopped and is not done. Where
-    several processes run it together, the first one writes the files, into a folder that all of them can read, and a
-    SIGTERM to any of them ends all after the same meta-step, with checkpoints or without.
+    If there are checkpoints and the caller is in the main thread, SIGTERM finishes the meta-step, writes a checkpoint
+    and exits with status 143, the status of a process that the signal ended, so a batch scheduler sees an unfinished
+    job. If several processes run together, the first one writes the files into a folder that all can read, and a
+    SIGTERM to any process stops all of them after the same meta-step, with or without checkpoints.
 
     **Arguments:**
 
     - `learner`: the initial learner, for instance a [`lo_components.optimizers.LearnedOptimizer`][].
-    - `estimator`: of the meta-gradient; holds the task and the unroll.
-    - `num_steps`: meta-steps in all.
-    - `optimizer`: the meta-optimizer; `None`: that of the papers,
+    - `estimator`: the estimator of the meta-gradient, which holds the task and the unroll.
+    - `num_steps`: the total number of meta-steps.
+    - `optimizer`: the meta-optimizer; by default that of the papers,
         [`lo_components.meta.meta_optimizer`][]`(num_steps)`.
-    - `checkpoints`: where to keep the log and the checkpoints; `None`: nowhere.
-    - `log_every`: meta-steps between two lines of the log and two refreshes of the bar.
-    - `progress`: the bar's label; `None`: no bar.
+    - `checkpoints`: the folder for the log and the checkpoints; by default neither is written.
+    - `log_every`: meta-steps between two lines of the log and two updates of the progress bar.
+    - `progress`: the label of the progress bar; `None` hides it.
     - `key`: for noise, initial parameters and batches.
 
     **Returns:** the meta-trained learner.
 
-    Raises `FileExistsError` where the folder belongs to another run: its configuration differs, or a constant of the
-    learner or the estimator (the meta-optimizer is made of functions, which cannot be compared). Raises
-    `CheckpointError` where the folder has checkpoints but none is usable, and what writing a checkpoint raised.
+    Raises `ValueError` if `num_steps` or `log_every` is below 1, if the run has taken more than `num_steps` meta-steps
+    already, or if the learner has nothing to learn; `FileExistsError` if the folder belongs to a run with another
+    configuration or with other constants of learner or estimator (meta-optimizers are functions, so they are not
+    compared); `CheckpointError` if the folder has checkpoints but none is usable; `SystemExit` after SIGTERM. Errors in
+    writing a checkpoint propagate.
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
@@ -68,7 +70,7 @@ def meta_train(
     state = _init(learner, estimator, optimizer, key=key)
     if run is not None:
         state = run.resume(state)
-    # The compiled step reuses its input's memory, which `jit` may have made the caller's own arrays.
+    # The compiled step donates its input, which may contain the caller's own arrays.
     state = jax.tree.map(lambda x: x.copy() if eqx.is_array(x) else x, state)
     start = int(state.step)
     if start > num_steps:
@@ -109,19 +111,19 @@ _init = eqx.filter_jit(init_meta_state)
 def _step(
     fixed: tuple[AbstractEstimator, optax.GradientTransformation], state: MetaState
 ) -> tuple[MetaState, MetaMetrics]:
-    """`meta_step`, compiled; the old state's memory is reused for the new."""
+    """The compiled `meta_step`, which reuses the memory of the old state for the new one."""
     return meta_step(state, *fixed)
 
 
 def _mean_row(step: int, metrics: list, seconds: float) -> dict[str, int | float]:
-    """One line of the log: the means over the meta-steps since the last one."""
+    """One line of the log: means over the meta-steps since the previous line."""
     rows = [{**vars(m), **m.diagnostics} for m in to_host(metrics)]
     means = {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0] if name != "diagnostics"}
     return {"step": step, **means, "steps_per_second": len(rows) / seconds}
 
 
 class _Bar:
-    """A progress bar with the meta-loss, the loss and the fraction of finite particles; none without a label."""
+    """A progress bar with the meta-loss, the loss and the fraction of finite particles; hidden without a label."""
 
     def __init__(self, label: str | None, start: int, total: int):
         from tqdm.auto import tqdm
@@ -142,5 +144,10 @@ class _Bar:
 
 
 def read_log(folder: str | Path) -> list[dict[str, int | float]]:
-    """The rows of a run's log."""
+    """The rows of the log of a run.
+
+    **Arguments:**
+
+    - `folder`: the folder of the run.
+    """
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]

@@ -12,8 +12,8 @@ from jaxtyping import Array
 def named_values(fn: Callable, *args) -> dict[str, Array]:
     """Every value that `fn(*args)` names, flattened, in the order of their computation.
 
-    Values named inside `jax.vmap`, `jax.jit`, `jax.checkpoint` and `jax.lax.scan` are found with all their copies; of
-    one name that is used several times the values are joined.
+    Values named inside `jax.vmap`, `jax.jit`, `jax.checkpoint` and `jax.lax.scan` are found with all their copies. If
+    several values have the same name, they are concatenated.
     """
     closed = jax.make_jaxpr(fn)(*args)
     _, found = _run(closed, jax.tree.leaves(args))
@@ -21,7 +21,7 @@ def named_values(fn: Callable, *args) -> dict[str, Array]:
 
 
 def _run(closed, args) -> tuple[list, dict[str, list]]:
-    """The outputs of a closed jaxpr, and what is named inside."""
+    """The outputs of a closed jaxpr, and the values that it names."""
     jaxpr = closed.jaxpr
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
     found: dict[str, list] = {}
@@ -54,7 +54,7 @@ def _evaluated(closed, eqn, inputs) -> list:
 
 
 def _scan(eqn, inner, inputs) -> tuple[list, dict[str, list]]:
-    # Constants and the carry have the same rank inside, what is scanned over has one axis fewer.
+    # Constants and the carry have the same rank inside the scan; arrays that are scanned over have one axis less.
     num_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.jaxpr.outvars, strict=True))
     num_same = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.jaxpr.invars, strict=True))
     num_consts = num_same - num_carry
@@ -69,7 +69,7 @@ def _scan(eqn, inner, inputs) -> tuple[list, dict[str, list]]:
 
 
 def _inner(closed, eqn) -> Any:
-    """The jaxpr that an equation evaluates once (or, a scan, over and over), with its constants."""
+    """The jaxpr that an equation evaluates once (a scan: in every iteration), with its constants."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = eqn.params.get(name)
         if isinstance(inner, core.Jaxpr):

@@ -1,4 +1,4 @@
-"""What depends on how many processes run meta-training together."""
+"""Helpers for meta-training in one or several processes."""
 
 import contextlib
 import signal
@@ -17,17 +17,17 @@ TreeT = TypeVar("TreeT")
 
 
 def is_first() -> bool:
-    """Whether this process writes the files and shows the bar."""
+    """Whether this process writes the files and shows the progress bar."""
     return jax.process_index() == 0
 
 
 def from_first(number: int) -> int:
-    """The number that the first process gave."""
+    """The number that the first process passed."""
     return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def by_first(make: Callable[[], ResultT]) -> ResultT | None:
-    """What `make` returns in the first process, `None` in the others. Where it raises there, all raise."""
+    """The result of `make` in the first process, and `None` in the others. If it raises there, all processes raise."""
     result, raised = None, None
     if is_first():
         try:
@@ -35,12 +35,12 @@ def by_first(make: Callable[[], ResultT]) -> ResultT | None:
         except Exception as error:
             raised = error
     if from_first(int(raised is not None)):
-        raise raised or RuntimeError("The first process failed, and its error says why; this one stops with it.")
+        raise raised or RuntimeError("The first process failed (see its error), so this one stops too.")
     return result
 
 
 def to_host(tree: TreeT) -> TreeT:
-    """A copy in NumPy arrays, whole on every process; PRNG keys become their data."""
+    """A full copy in NumPy arrays on every process; PRNG keys become their data."""
     return jax.tree.map(lambda x: _to_host(x) if eqx.is_array(x) else x, tree)
 
 
@@ -52,7 +52,7 @@ def _to_host(x: jax.Array) -> np.ndarray:
 
 
 def placed_like(tree: TreeT, like: TreeT) -> TreeT:
-    """The arrays of `tree`, which every process has, spread over devices as those of `like` are."""
+    """The arrays of `tree`, which every process holds in full, sharded like those of `like`."""
 
     def place(x, like):
         if not isinstance(like, jax.Array) or len(like.sharding.device_set) == 1:
@@ -71,10 +71,10 @@ def _is_key(x: jax.Array) -> bool:
 
 @contextlib.contextmanager
 def stop_requests(*, catch: bool) -> Iterator[Callable[[int], bool]]:
-    """A function that says after each step, on all processes alike, whether a SIGTERM asks to stop here.
+    """A function that tells after each step, equally on all processes, whether to stop because of a SIGTERM.
 
-    Where several processes take part, JAX's preemption service has taken the signal, and agrees on a step. A process
-    alone catches it with `catch`, in its main thread, as long as the block lasts.
+    With several processes, JAX's preemption service receives the signal and all agree on a step. A single process
+    catches the signal if `catch` is set and this is its main thread, until the block ends.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

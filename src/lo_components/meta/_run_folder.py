@@ -10,24 +10,37 @@ from .._atomic import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """A folder that belongs to one run: `config.json` says which, `constants.json` with what learner and estimator,
-    `log.jsonl` and the checkpoints hold it."""
+    """A folder that belongs to one run.
+
+    `config.json` identifies the run, `constants.json` records the constants of its learner and estimator, and
+    `log.jsonl` and the checkpoints hold its progress.
+
+    **Arguments:**
+
+    - `path`: the folder.
+    - `config`: the configuration that identifies the run.
+    """
 
     path: Path
     config: dict[str, Any]
 
     @staticmethod
     def open(path: str | Path, config: Mapping[str, Any]) -> "RunFolder":
-        """The folder of the run with this configuration: a new one, or the one it had.
+        """The folder of the run with this configuration, created if it does not exist.
 
-        Raises `FileExistsError` where the folder holds something else, and leaves that untouched; `PermissionError`
-        where it cannot be written.
+        **Arguments:**
+
+        - `path`: the folder.
+        - `config`: identifies the run, as JSON.
+
+        Raises `FileExistsError` if the folder holds anything else, which is left untouched; `PermissionError` if it
+        cannot be written; `ValueError` if JSON cannot hold `config`.
         """
         path = Path(path)
         try:
             text = json.dumps(dict(config), indent=1, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`config` must hold what JSON can hold ({error}).") from None
+            raise ValueError(f"`config` must be anything JSON can hold ({error}).") from None
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"`{path}` is a file; give a folder to write to.")
         stamp = path / "config.json"
@@ -47,14 +60,16 @@ class RunFolder:
         return RunFolder(path, expected)
 
     def claim(self, constants: Mapping[str, str]) -> None:
-        """Write down what learner and estimator are made with, or see that it is what the run was begun with.
+        """Record the constants of learner and estimator, or check them against the recorded ones.
+
+        Constants are checked if there are checkpoints, and recorded otherwise. Names that only one side has, for
+        instance those of another version, are not compared.
 
         **Arguments:**
 
         - `constants`: by name, as text.
 
-        Raises `FileExistsError` where there are checkpoints and a constant differs, and leaves all untouched.
-        Constants that only one side knows, of another version, are not compared.
+        Raises `FileExistsError` if a constant differs; nothing is changed then.
         """
         stamp = self.path / "constants.json"
         if not (self.checkpoints and stamp.exists()):
@@ -64,7 +79,7 @@ class RunFolder:
             actual = dict(json.loads(stamp.read_text()))
         except (ValueError, TypeError):
             raise FileExistsError(
-                f"`{stamp}` is damaged. Delete it if the run was begun with the constants it has now."
+                f"`{stamp}` is corrupt. Delete it if the run started with the present constants."
             ) from None
         differing = [name for name in constants if name in actual and actual[name] != constants[name]]
         if differing:
@@ -81,7 +96,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that there are, oldest first."""
+        """All checkpoints, oldest first."""
         return sorted(self.path.glob("checkpoint-*.safetensors"), key=lambda path: (len(path.name), path.name))
 
     @property
@@ -94,12 +109,12 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to the log; what is not finite becomes `null`."""
+        """Append `row` to the log as one line; numbers that are not finite become `null`."""
         with self._log.open("a") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
 
     def truncate_log(self, step: int) -> None:
-        """Drop the lines after `step`, and a last line cut short, which a resumed run writes again."""
+        """Remove the lines after meta-step `step` and a truncated last line; a resumed run writes them again."""
         if not self._log.exists():
             return
         kept = []

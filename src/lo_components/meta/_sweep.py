@@ -21,8 +21,8 @@ class Best(eqx.Module):
     - `configuration`: its hyperparameters, in the structure of the grid.
     - `evaluation`: its training curves.
     - `score`: its mean score over seeds.
-    - `at_edge`: the hyperparameters whose best value is the lowest or the highest of the grid: a wider grid may hold a
-        better one. By path, as in `rate`; a grid that is a single array is called `grid`.
+    - `at_edge`: the hyperparameters whose best value is the lowest or the highest of the grid, so a wider grid may
+        have a better one. They are given by path, for instance `rate`; a grid that is a single array is called `grid`.
     """
 
     index: int = eqx.field(static=True)
@@ -49,7 +49,7 @@ class Sweep(eqx.Module):
 
         **Arguments:**
 
-        - `score`: from `evaluations` to one number per configuration and seed; by default the mean loss of the last 20
+        - `score`: maps `evaluations` to one number per configuration and seed; by default the mean loss of the last 20
             steps. For the best test accuracy, `lambda e: -e.metrics["test"]["accuracy"][..., -1]`.
 
         Raises `ValueError` if no configuration has a finite score.
@@ -78,12 +78,12 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     best = sweep(adam, rates).best()
     ```
 
-    Hyperparameters are traced, so they must be arrays that the learner (or the inner step, or the task) accepts, and
-    cannot change shapes.
+    Hyperparameters are traced, so the learner, the inner step or the task must accept them as arrays, and they cannot
+    change shapes.
 
     **Arguments:**
 
-    - `run`: from one configuration, a pytree of scalars, to its [`lo_components.meta.evaluate`][].
+    - `run`: maps one configuration, a pytree of scalars, to its [`lo_components.meta.evaluate`][].
     - `grid`: the configurations: a pytree of arrays `[configurations]`, for instance a dictionary by name. For the
         product of several axes, `jnp.meshgrid` and `jnp.ravel`.
     - `at_once`: how many configurations to run in parallel; `None`: all of them. Fewer need less memory.
@@ -99,7 +99,7 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     ((size,),) = shapes
     if at_once is not None and at_once < 1:
         raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
-    # Arrays that `run` closes over, such as a data set, become arguments of the compiled program, not constants in it.
+    # Arrays that `run` closes over, such as a data set, become arguments of the compiled program instead of constants.
     run = eqx.filter_closure_convert(run, jax.tree.map(lambda x: x[0], grid))
     return Sweep(grid, _sweep(run, grid, size if at_once is None else at_once))
 

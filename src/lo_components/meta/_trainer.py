@@ -10,15 +10,15 @@ from ..estimators import AbstractEstimator
 
 
 class MetaState(eqx.Module):
-    """Everything that meta-training carries from one meta-step to the next; what a checkpoint holds.
+    """The state of meta-training between two meta-steps, which is what a checkpoint holds.
 
     **Arguments:**
 
     - `learner`: the optimizer (or aggregator) being meta-trained.
-    - `optimizer_state`: of the meta-optimizer.
-    - `estimator_state`: of every particle.
+    - `optimizer_state`: the state of the meta-optimizer.
+    - `estimator_state`: the state of every particle.
     - `step`: meta-steps taken.
-    - `key`: the run's key; meta-step `t` uses it folded with `t`.
+    - `key`: the key of the run; meta-step `t` uses `fold_in(key, t)`.
     """
 
     learner: Learner
@@ -60,18 +60,18 @@ def meta_optimizer(
     max_norm: float = 1.0,
     weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
-    """The papers' meta-optimizer: AdamW with linear warm-up and cosine decay, behind a clip of the *gradient*.
+    """The papers' meta-optimizer: AdamW with linear warm-up and cosine decay, on *gradients* clipped by global norm.
 
     **Arguments:**
 
-    - `num_steps`: meta-steps in all, over which the learning rate decays.
+    - `num_steps`: the total number of meta-steps, over which the learning rate decays.
     - `peak`, `end`: the highest and the last learning rate.
     - `warmup`: meta-steps from a learning rate near zero to `peak`; at most half of `num_steps`.
-    - `max_norm`: where the global norm of the gradient is clipped.
-    - `weight_decay`: decoupled, times the learning rate.
+    - `max_norm`: the largest global norm of the gradient.
+    - `weight_decay`: decoupled weight decay, multiplied by the learning rate.
 
     ??? cite "Source"
-        muLO (arXiv 2406.00153), appendix; the research code clips AdamW's update instead, which never triggers.
+        muLO (arXiv 2406.00153), appendix. The research code clips the update of AdamW instead, which never triggers.
     """
     warmup = min(warmup, num_steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(3e-10, peak, warmup, max(num_steps, warmup + 1), end)
@@ -81,14 +81,24 @@ def meta_optimizer(
 def init_meta_state(
     learner: Learner, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
 ) -> MetaState:
-    """The state before the first meta-step."""
+    """The state before the first meta-step.
+
+    **Arguments:**
+
+    - `learner`: the initial learner.
+    - `estimator`: the estimator of the meta-gradient.
+    - `optimizer`: the meta-optimizer.
+    - `key`: for noise, initial parameters and batches.
+
+    Raises `ValueError` if the learner has no floating-point arrays.
+    """
     meta_parameters, rest = partition(learner)
     if not jax.tree.leaves(meta_parameters):
         raise ValueError(
             "`learner` has no floating-point arrays, so there is nothing to learn. Python numbers are constants: write "
-            "`jnp.asarray(0.1)` for a number that is to be learned."
+            "`jnp.asarray(0.1)` for a number to be learned."
         )
-    # `jnp.asarray(0.1)` is of a weak type, `apply_updates` gives a strong one: the step would be compiled twice.
+    # `jnp.asarray(0.1)` is weakly typed and `apply_updates` is not, so the step would be compiled twice.
     meta_parameters = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), meta_parameters)
     learner = eqx.combine(meta_parameters, rest)
     estimator_key, run_key = jax.random.split(key)
@@ -104,10 +114,18 @@ def init_meta_state(
 def meta_step(
     state: MetaState, estimator: AbstractEstimator, optimizer: optax.GradientTransformation
 ) -> tuple[MetaState, MetaMetrics]:
-    """One meta-step: an estimate of the meta-gradient and a step of the meta-optimizer along it. Pure.
+    """One meta-step, a pure function: estimate the meta-gradient and apply one update of the meta-optimizer.
 
-    Where no pair was usable, or the estimate is not finite, the learner and the meta-optimizer keep their
-    values and `MetaMetrics.skipped` is 1.
+    If no pair is usable or the estimate is not finite, the learner and the state of the meta-optimizer do not change,
+    and `MetaMetrics.skipped` is 1.
+
+    **Arguments:**
+
+    - `state`: from `init_meta_state`, a previous meta-step or a checkpoint.
+    - `estimator`: the estimator of the meta-gradient.
+    - `optimizer`: the meta-optimizer.
+
+    **Returns:** the next state and the metrics of the meta-step.
     """
     key = jax.random.fold_in(state.key, state.step)
     estimate, estimator_state = estimator.estimate(state.learner, state.estimator_state, key=key)

@@ -1,4 +1,4 @@
-"""Training on many devices: a mesh, and wrappers that spread particles, workers, batches and parameters over it."""
+"""Training on several devices: a mesh, and wrappers that shard particles, workers, batches and parameters over it."""
 
 from ._batch import BatchSharded as BatchSharded
 from ._mesh import make_mesh as make_mesh

@@ -16,18 +16,18 @@ from ._mesh import check_mesh, placed, replicate
 
 @typechecked
 def shard_state(state: MetaState, mesh: Mesh, *, fsdp_min_size: int = 2**16) -> MetaState:
-    """The state of meta-training on a mesh: the particles spread over it, everything else on every device.
+    """The state of meta-training on a mesh, with the particles sharded over it and everything else replicated.
 
-    The values do not change, so a state from any number of devices continues on any other. With several processes,
-    each must hold the same state, and each gets its part of one global state.
+    The values do not change, so a run may continue on another number of devices. If there are several processes, all
+    must pass the same state, and each gets its part of one global state.
 
     **Arguments:**
 
     - `state`: for instance from a checkpoint.
-    - `mesh`: from [`lo_components.sharding.make_mesh`][].
+    - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][].
     - `fsdp_min_size`: as in [`lo_components.sharding.ParticleSharded`][].
 
-    Raises `ValueError` where the particles cannot be shared equally.
+    Raises `ValueError` if the number of particles is not a multiple of the number of devices of `"particles"`.
     """
     check_mesh(mesh)
     arrays, rest = eqx.partition(state, eqx.is_array)
@@ -38,10 +38,10 @@ def shard_state(state: MetaState, mesh: Mesh, *, fsdp_min_size: int = 2**16) -> 
 
 
 class ParticleSharded(AbstractEstimator[Any]):
-    """An estimator whose particles are spread over a mesh. The estimate is the same up to the order of summation.
+    """An estimator whose particles are sharded over a mesh. The estimate is the same up to the order of summation.
 
-    A particle's noise and data depend on its index alone, so nothing but the estimate is communicated: the sum over
-    devices of an array per array of theta, and of a few scalars.
+    The noise and the data of a particle depend only on its index and the key, so only the estimate is communicated: a
+    sum over devices of one array for each array of theta, and of a few scalars.
     """
 
     estimator: AbstractEstimator
@@ -51,12 +51,12 @@ class ParticleSharded(AbstractEstimator[Any]):
     def __init__(self, estimator: AbstractEstimator, mesh: Mesh, *, fsdp_min_size: int = 2**16):
         """**Arguments:**
 
-        - `estimator`: any estimator whose state has the particles as leading axis of every array that is no scalar. Its
-            arrays, for instance the task's data set, are copied to every device.
-        - `mesh`: from [`lo_components.sharding.make_mesh`][]; the number of particles must be divisible by its
-            `"particles"`.
-        - `fsdp_min_size`: parameters and optimizer state of inner training are spread over the mesh's `"fsdp"` where
-            one particle's array has at least this many elements, along its largest axis that is divisible.
+        - `estimator`: any estimator in whose state every array except scalars has the particles as leading axis. Its
+            arrays, for instance the task's data set, are replicated on every device.
+        - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][]. The number of particles must be a multiple of
+            its number of devices of `"particles"`.
+        - `fsdp_min_size`: if an array of parameters or optimizer state has at least this many elements per particle, it
+            is also sharded over `"fsdp"`, along its largest divisible axis.
         """
         check_mesh(mesh)
         self.estimator = replicate(estimator, mesh)
@@ -78,7 +78,7 @@ class ParticleSharded(AbstractEstimator[Any]):
 
 
 def _particle_shardings(arrays: PyTree[Array], mesh: Mesh, fsdp_min_size: int) -> PyTree[NamedSharding]:
-    """Leading axes over `"particles"`, scalars everywhere; large arrays of inner training over `"fsdp"` too."""
+    """Leading axes over `"particles"`, large arrays of inner training also over `"fsdp"`; scalars are replicated."""
 
     def shardings(node):
         min_size = fsdp_min_size if _is_train_state(node) else math.inf
@@ -97,8 +97,8 @@ def _particle_spec(shape: tuple[int, ...], mesh: Mesh, min_size: int | float) ->
     particles, fsdp = mesh.shape["particles"], mesh.shape["fsdp"]
     if shape[0] % particles:
         raise ValueError(
-            f"The estimator has {shape[0]} particles, which {particles} devices cannot share equally. Choose a "
-            f"`num_pairs` that is a multiple of {particles}, or another `particles` in `make_mesh`."
+            f"The estimator has {shape[0]} particles, which is not a multiple of {particles}, the number of devices. "
+            f"Choose a `num_pairs` that is a multiple of {particles}, or another `particles` in `make_mesh`."
         )
     axes: list[str | None] = ["particles"] + [None] * (len(shape) - 1)
     divisible = [axis for axis in range(1, len(shape)) if shape[axis] % fsdp == 0]

@@ -18,24 +18,24 @@ _DeltasT = TypeVar("_DeltasT")
 
 
 class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
-    r"""A round whose workers are spread over a mesh. The result is the same up to the order of summation.
+    r"""A round whose workers are sharded over a mesh. The result is the same up to the order of summation.
 
-    Local steps communicate nothing. Then every device exchanges its workers' deltas for a slice of all workers' (an
-    all-to-all), aggregates that slice, and sends the result to the others (an all-gather). With as many devices as
-    workers that is what a ring takes to sum $P$ parameters over them, $2P(K-1)/K$ from each, whether the aggregator
-    looks at every delta or at the mean alone, and the aggregator's own arithmetic and memory are shared as well.
-    Statistics of whole tensors stay those of whole tensors: their partial sums are added up.
+    Local steps communicate nothing. After them, each device exchanges the full deltas of its workers for one slice of
+    the deltas of all workers (an all-to-all), aggregates that slice, and sends the result to all devices (an
+    all-gather). If there are as many devices as workers, each device sends $2P(K-1)/K$ numbers for $P$ parameters, as
+    much as in a ring all-reduce, even if the aggregator looks at every delta. Computation and memory of the aggregator
+    are divided between the devices as well. Statistics of whole tensors are exact: partial sums are added up.
 
     **Arguments:**
 
     - `inner`: the round.
-    - `mesh`: from [`lo_components.sharding.make_mesh`][], with `"workers"` devices among which those of the round can
-        be divided equally.
-    - `slices`: whether to exchange slices. `False` leaves deltas where they are, for aggregators that use nothing but
-        their mean: its sum, one all-reduce, is then all that a round communicates, and each device computes the whole
-        update.
+    - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][]. The number of workers must be a multiple of its
+        number of devices of `"workers"`.
+    - `slices`: whether to exchange slices. `False` is for aggregators that use only the mean of the deltas: a round
+        then communicates one sum (an all-reduce), and each device computes the whole update.
 
-    Raises `ValueError` where the workers cannot be shared equally.
+    Raises `ValueError` if the number of workers is not a multiple of the number of devices. Its `step` raises
+    `ValueError` if the batches of the task are sharded.
     """
 
     reverse_mode: ClassVar[bool] = False
@@ -48,8 +48,8 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
         devices = self.mesh.shape["workers"]
         if self.inner.num_workers % devices:
             raise ValueError(
-                f"The round has {self.inner.num_workers} workers, which {devices} devices cannot share equally. Choose "
-                f"a `num_workers` that is a multiple of {devices}, or another `workers` in `make_mesh`."
+                f"The round has {self.inner.num_workers} workers, which is not a multiple of {devices}, the number of "
+                f"devices. Choose a `num_workers` that is a multiple of {devices}, or another `workers` in `make_mesh`."
             )
 
     def init(self, learner: AbstractAggregator, params: Params) -> PyTree:
@@ -72,11 +72,11 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
             inner, task, params = eqx.combine(arrays, rest)
             return inner.local(task, params, workers, keys)
 
-        # Without the check that results agree between devices: it would sum gradients of what they share over them.
+        # With `check_vma`, gradients with respect to replicated arrays would be summed over the devices.
         spread, everywhere = PartitionSpec("workers"), PartitionSpec()
         losses, deltas = jax.shard_map(
             local, mesh=self.mesh, in_specs=(everywhere, spread, spread), out_specs=spread, check_vma=False
-        )(arrays, *self.inner.workers(key))
+        )(arrays, *self.inner.workers(key=key))
         deltas = sliced(deltas, self.mesh) if self.slices else deltas
         loss, params, learner_state = self.inner.aggregated(
             learner, task, params, learner_state, losses, deltas, num_steps, key=key
@@ -87,22 +87,24 @@ class WorkerSharded(AbstractInnerStep[AbstractAggregator]):
 def _refuse_batch_sharded(task: AbstractTask) -> None:
     while isinstance(task, AbstractTaskWrapper):
         if isinstance(task, BatchSharded):
-            raise ValueError("`task` must not be a `BatchSharded` one: a worker's batch stays on the worker's device.")
+            raise ValueError("`task` must not be `BatchSharded`: the batches of a worker stay on its device.")
         task = task.task
 
 
 @typechecked
 def sliced(deltas: _DeltasT, mesh: Mesh) -> _DeltasT:
-    """Deltas `[workers, *shape]` of which each device holds every worker's slice, for an aggregator to follow.
+    """Exchange deltas between devices (an all-to-all), so that each device holds one slice of every worker's delta.
 
-    To be called under `jit`, with deltas that are spread over the mesh by workers; it is where they are exchanged. Each
-    tensor is cut along the axis whose slices are the most equal, not along the first if another will do. One that this
-    would make dearer, as a single number, goes to all devices whole.
+    Call it under `jit`, on deltas that are sharded over `"workers"`, and pass the result to an aggregator. Each tensor
+    is sliced along the axis whose slices are most equal in size, and along the first axis only if no other is suitable.
+    Tensors too small to benefit, such as scalars, are replicated.
 
     **Arguments:**
 
-    - `deltas`: each leaf `[workers, *shape]`.
-    - `mesh`: from [`lo_components.sharding.make_mesh`][].
+    - `deltas`: a pytree whose leaves are `[workers, *shape]`.
+    - `mesh`: a mesh made by [`lo_components.sharding.make_mesh`][].
+
+    **Returns:** the deltas, with the same values and shapes.
     """
     check_mesh(mesh)
     devices = mesh.shape["workers"]
@@ -116,15 +118,15 @@ def _slice_spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
     in_blocks = math.prod(shape[1:]) >= _tree.BLOCKED_FROM
 
     def padded(axis: int) -> float:
-        """The largest slice, as a multiple of an equal share."""
+        """The size of the largest slice, divided by that of an equal slice."""
         return -(-shape[axis] // devices) * devices / shape[axis]
 
     def order(axis: int):
-        # The first axis last: large tensors are evaluated in blocks of rows, which slices of rows would interrupt.
+        # Prefer other axes to the first: large tensors are computed in blocks of rows, which slices would split.
         return axis == 1 and in_blocks, padded(axis) > 1.25, axis == 1, padded(axis), -shape[axis]
 
     axis = min(axes, key=order)
-    # Sending all to all costs half as many sums as there are devices.
+    # Sending every delta to every device costs as much as `devices / 2` sums.
     return PartitionSpec(*[None] * axis, "workers") if padded(axis) <= devices / 2 else PartitionSpec()
 
 

@@ -1,4 +1,4 @@
-"""Optimizees with their data and losses."""
+"""Models to train, with their data and losses."""
 
 from ._augmented import AbstractAugmentation as AbstractAugmentation
 from ._augmented import NoisyGradient as NoisyGradient

@@ -1,4 +1,4 @@
-"""Task families that make many tasks from one."""
+"""Task families that are made by augmenting a task."""
 
 import abc
 import math
@@ -18,26 +18,43 @@ from ._wrapper import AbstractTaskWrapper
 
 
 class AbstractAugmentation(AbstractTaskFamily):
-    """A family made of a task, or of another family: augmentations go into one another."""
+    """A task family made from a task or from another family, so augmentations can be nested."""
 
     base: AbstractVar[AbstractTask | AbstractTaskFamily]
 
     @abc.abstractmethod
     def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> PyTree:
-        """The change of one task of the base."""
+        """A random change of one task.
+
+        **Arguments:**
+
+        - `task`: the task, or a sample of the family `base`.
+        - `key`: for the change.
+        """
 
     @abc.abstractmethod
     def augmented(self, task: AbstractTask, sampled: PyTree) -> AbstractTask:
-        """The task with the sampled change."""
+        """The task with a change.
+
+        **Arguments:**
+
+        - `task`: the task before the change.
+        - `sampled`: from `sample_change`.
+        """
 
     def sample(self, *, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """The sample of the base, and the change."""
+        """The sample of `base` (`None` if it is a task), and the change."""
         base_key, key = jax.random.split(key)
         sampled = self.base.sample(key=base_key) if isinstance(self.base, AbstractTaskFamily) else None
         return sampled, self.sample_change(self._base_task(sampled), key=key)
 
     def task(self, sampled: tuple[PyTree, PyTree]) -> AbstractTask:
-        """The base's task with the change."""
+        """The task of one sample: the base task with the change.
+
+        **Arguments:**
+
+        - `sampled`: from `sample`.
+        """
         return self.augmented(self._base_task(sampled[0]), sampled[1])
 
     def _base_task(self, sampled: PyTree) -> AbstractTask:
@@ -45,16 +62,18 @@ class AbstractAugmentation(AbstractTaskFamily):
 
 
 class Reparametrized(AbstractAugmentation):
-    r"""The same function of other parameters: $p'_i = p_i / c_i$ for each array, with $c_i$ log-uniform in
+    r"""The same model with rescaled parameters: $p'_i = p_i / c_i$ for each array, with $c_i$ log-uniform in
     $[1/m, m]$.
 
-    The optimizee starts at the same function, but its gradients are $c_i$ times as large, while steps have to be $c_i$
-    times smaller: what is meta-trained on it has to work at other scales of parameters and gradients.
+    The model starts as the same function, but its gradients are $c_i$ times larger, and steps must be $c_i$ times
+    smaller, so learners have to work at various scales of parameters and gradients.
 
     **Arguments:**
 
     - `base`: the task, or a family of tasks.
     - `max_scale`: $m$, at least 1.
+
+    Raises `ValueError` if `max_scale` is below 1 or not finite.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reparametrized weights.
@@ -77,15 +96,17 @@ class Reparametrized(AbstractAugmentation):
 
 
 class ReducedBatch(AbstractAugmentation):
-    r"""The same task with a smaller batch, of size $\lceil B u \rceil$ with $u$ log-uniform in $[f, 1]$: noisier
-    gradients.
+    r"""The same task with smaller batches of $\lceil B u \rceil$ examples, with $u$ log-uniform in $[f, 1]$.
 
-    Batches keep their shape: their first examples are repeated to fill it. Splits but `"train"` stay whole.
+    Gradients become noisier. Batches keep their shape: their first examples are repeated to fill it. Splits other than
+    `"train"` do not change.
 
     **Arguments:**
 
     - `base`: the task, or a family of tasks; batches are trees of arrays with one leading batch axis.
     - `min_fraction`: $f$, above 0 and at most 1.
+
+    Raises `ValueError` if `min_fraction` is out of range.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by reduced batch sizes.
@@ -106,13 +127,15 @@ class ReducedBatch(AbstractAugmentation):
 
 
 class NoisyGradient(AbstractAugmentation):
-    r"""The same task with Gaussian noise added to its gradients, of a deviation log-uniform in
-    $[\sigma_{min}, \sigma_{max}]$. Losses are unchanged.
+    r"""The same task with Gaussian noise added to its gradients, of a standard deviation that is log-uniform in
+    $[\sigma_{min}, \sigma_{max}]$. Losses do not change.
 
     **Arguments:**
 
     - `base`: the task, or a family of tasks.
-    - `min_std`, `max_std`: $0 < \sigma_{min} \le \sigma_{max}$.
+    - `min_std`, `max_std`: the bounds, with $0 < \sigma_{min} \le \sigma_{max}$.
+
+    Raises `ValueError` if the bounds are not positive, finite and in this order.
 
     ??? cite "Source"
         Metz et al., *VeLO* (arXiv 2211.09760), task augmentation by gradient noise.
@@ -124,7 +147,9 @@ class NoisyGradient(AbstractAugmentation):
 
     def __check_init__(self):
         if not 0.0 < self.min_std <= self.max_std < math.inf:
-            raise ValueError(f"`min_std` and `max_std` must be ordered and positive, got {self.min_std, self.max_std}.")
+            raise ValueError(
+                f"`min_std` and `max_std` must be positive and in order, got {self.min_std, self.max_std}."
+            )
 
     def sample_change(self, task: AbstractTask, *, key: PRNGKeyArray) -> Float[Array, ""]:
         return jnp.exp(jax.random.uniform(key, (), jnp.float32, math.log(self.min_std), math.log(self.max_std)))
@@ -167,7 +192,7 @@ class _NoisyGradientTask(AbstractTaskWrapper):
 
 
 def _noise_gradient(params: Params, *, key: PRNGKeyArray) -> Float[Array, ""]:
-    """Zero, with a gradient of standard normal noise."""
+    """Zero, with standard normal noise as its gradient."""
     noise = _tree.normal_like(params, key=key)
     products = jax.tree.map(lambda p, e: jnp.sum((p - jax.lax.stop_gradient(p)) * e, dtype=jnp.float32), params, noise)
     return jax.tree.reduce(jnp.add, products, jnp.float32(0.0))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._types import Params
 from ..parametrization import AbstractParametrization, WidthSpec
 
-# Type checkers take an `AbstractVar` for a field, which would come before those of subclasses in their `__init__`.
+# Type checkers mistake an `AbstractVar` for a field, which would precede the fields of subclasses in `__init__`.
 if TYPE_CHECKING:
     from typing import ClassVar as AbstractVar
 else:
@@ -19,9 +19,9 @@ BatchT = TypeVar("BatchT")
 class AbstractTask(eqx.Module, Generic[BatchT]):
     """A model with its data: how to initialize parameters, sample a batch and compute a loss.
 
-    - `widths`: how each array of the parameters grows with the model's width; `None`: updates are not scaled.
-    - `parametrization`: how updates scale with the widths; inner steps apply the scales around the learner.
-    - `max_loss`: where per-step losses are clipped when they serve as meta-losses; infinity: not at all.
+    - `widths`: how each array of the parameters grows with the width of the model. If `None`, updates are not scaled.
+    - `parametrization`: gives the update scales for the widths; inner steps apply them around the learner.
+    - `max_loss`: the value at which per-step losses are clipped in a meta-loss; infinity for no clipping.
     """
 
     widths: AbstractVar[PyTree[WidthSpec] | None]
@@ -30,11 +30,11 @@ class AbstractTask(eqx.Module, Generic[BatchT]):
 
     @abc.abstractmethod
     def init(self, *, key: PRNGKeyArray) -> Params:
-        """Initial parameters."""
+        """The initial parameters, sampled with `key`."""
 
     @abc.abstractmethod
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> BatchT:
-        """A batch of `split`; `worker` chooses a worker's own data where workers differ."""
+        """A batch of `split`. `worker` is the index of a worker, for tasks in which workers have different data."""
 
     @abc.abstractmethod
     def loss(self, params: Params, batch: BatchT, *, key: PRNGKeyArray) -> Float[Array, ""]:
@@ -54,5 +54,5 @@ class AbstractMeasuredTask(AbstractTask[BatchT]):
         - `split`: the name of the split.
         - `key`: for metrics that need randomness.
 
-        **Returns:** scalars by name, with the names that are usual: `"loss"`, `"accuracy"`.
+        **Returns:** scalars by name, for instance `"loss"` and `"accuracy"`.
         """

@@ -7,17 +7,21 @@ from ._base import AbstractTask
 
 
 class AbstractTaskFamily(eqx.Module):
-    """A distribution of tasks of one shape: every episode of an unroll draws one and keeps it.
+    """A distribution over tasks whose parameters have the same shapes. Each episode of an unroll samples one.
 
-    The samples should be small (numbers, not data sets), since every particle carries one. Tasks whose parameters have
-    other shapes, such as networks of several widths, go into one estimator each: see
-    [`lo_components.estimators.Mixture`][].
+    Samples should be small (numbers, not data sets), since every particle carries one. Tasks of different shapes, such
+    as networks of several widths, need one estimator each: see [`lo_components.estimators.Mixture`][].
     """
 
     @abc.abstractmethod
     def sample(self, *, key: PRNGKeyArray) -> PyTree:
-        """What tells one task of the family from another."""
+        """A random sample that identifies one task of the family."""
 
     @abc.abstractmethod
     def task(self, sampled: PyTree) -> AbstractTask:
-        """The task of one sample."""
+        """The task of one sample.
+
+        **Arguments:**
+
+        - `sampled`: from `sample`.
+        """

@@ -16,9 +16,9 @@ from ._model import AbstractModelTask, TrainedModel
 
 
 class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMeasuredTask[Int[Array, "batch length"]]):
-    r"""Predict the next token: mean cross-entropy over all positions whose next token is not padding, in nats.
+    r"""Predict the next token. The loss is the mean cross-entropy in nats over all next tokens that are not padding.
 
-    Per-step meta-losses are clipped at $1.5 \ln V$ for $V$ tokens.
+    In meta-losses, per-step losses are clipped at $1.5 \ln V$ for a vocabulary of $V$ tokens.
     """
 
     dataset: TokenDataset
@@ -37,10 +37,12 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMe
         """**Arguments:**
 
         - `dataset`: packed sequences, kept on the device.
-        - `build`: from a key to a model, which maps `[length]` tokens to `[length, vocab]` logits and takes a `key` for
+        - `build`: maps a key to a model, which maps `[length]` tokens to `[length, vocab]` logits and takes a `key` for
             dropout.
         - `widths`, `parametrization`: as in [`lo_components.tasks.ImageClassification`][].
         - `batch_size`: sequences per step, sampled with replacement.
+
+        Raises `ValueError` if `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -64,7 +66,7 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMe
         return jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))
 
     def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
-        """The mean loss over all tokens, in nats, without dropout. Its exponential is the perplexity."""
+        """The mean loss of `params` over all tokens of `split`, in nats and without dropout."""
         model, tokens = self.model(params), one_split(self.dataset.splits, split)
         count, size = tokens.shape[0], self.batch_size
 
@@ -79,7 +81,7 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMe
     def _token_losses(
         self, logits: Float[Array, "batch next vocab"], batch: Int[Array, "batch length"]
     ) -> tuple[Float[Array, "batch next"], Float[Array, "batch next"]]:
-        """The loss of each next token, and 1 for each that counts; 0 for padding."""
+        """The loss of each next token, and a mask that is 0 for padding."""
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:])
         pad_id = -1 if self.dataset.pad_id is None else self.dataset.pad_id
         counted = (batch[:, 1:] != pad_id).astype(jnp.float32)

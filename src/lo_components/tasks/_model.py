@@ -1,4 +1,4 @@
-"""The base of tasks that train a model: it separates parameters from the rest, and knows widths and parametrization."""
+"""The base of tasks that train a model: separates its parameters, and finds its widths and its parametrization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from ._base import AbstractTask, BatchT
 
 
 class TrainedModel(eqx.Module):
-    """A model to train: how to build it, everything in it but its arrays, its widths and its parametrization."""
+    """A model to train: the function that builds it, its leaves except arrays, its widths and its parametrization."""
 
     rest: PyTree
     widths: PyTree[WidthSpec]
@@ -34,7 +34,7 @@ class TrainedModel(eqx.Module):
         - `build`, `parametrization`, `widths`: as in [`lo_components.tasks.ImageClassification`][].
 
         Raises `ValueError` if the model has arrays that cannot be trained or are not declared, or if its layers were
-        built with another parametrization; `TypeError` for a parametrization that its code cannot follow.
+        built with another parametrization; `TypeError` if the parametrization needs forward multipliers.
         """
         shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         self.build = build
@@ -65,7 +65,7 @@ class TrainedModel(eqx.Module):
         check_widths(self.widths, arrays)
 
     def init(self, *, key: PRNGKeyArray) -> Params:
-        """The floating-point arrays of a newly built model."""
+        """The floating-point arrays of a new model."""
         if not isinstance(self.parametrization, Absorbed):
             return eqx.filter(self.build(key), eqx.is_inexact_array)
         build_key, key = jax.random.split(key)
@@ -74,7 +74,7 @@ class TrainedModel(eqx.Module):
 
 
 def _of_other_model(parametrization: AbstractParametrization | None) -> AbstractParametrization:
-    """The parametrization of a model whose code multiplies nothing."""
+    """The parametrization of a model that applies no forward multipliers."""
     if not isinstance(parametrization, SP | Absorbed):
         raise TypeError(
             "`parametrization` must be `Absorbed(MuP())` or `SP()` for a model with `widths`, whose code applies no "
@@ -90,7 +90,7 @@ class AbstractModelTask(AbstractTask[BatchT]):
 
     @property
     def widths(self) -> PyTree[WidthSpec]:
-        """One `WidthSpec` for each array."""
+        """A `WidthSpec` for each array of the parameters."""
         return self.trained.widths
 
     @property
@@ -99,7 +99,7 @@ class AbstractModelTask(AbstractTask[BatchT]):
         return self.trained.parametrization
 
     def init(self, *, key: PRNGKeyArray) -> Params:
-        """The floating-point arrays of a newly built model."""
+        """The floating-point arrays of a new model, built with `key`."""
         return self.trained.init(key=key)
 
     def model(self, params: Params) -> Any:

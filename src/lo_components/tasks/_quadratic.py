@@ -12,11 +12,12 @@ from ._family import AbstractTaskFamily
 
 
 class Quadratic(AbstractTask[None]):
-    r"""$\tfrac12 \lVert p \rVert^2$ from a fixed start, without data or noise: the task on which theory is exact.
+    r"""$\tfrac12 \lVert p \rVert^2$ from fixed initial parameters, without data or noise, for which theory is exact.
 
     **Arguments:**
 
     - `start`: the initial parameters.
+    - `widths`, `parametrization`, `max_loss`: see [`lo_components.tasks.AbstractTask`][].
     """
 
     start: Float[Array, " n"]
@@ -36,8 +37,8 @@ class Quadratic(AbstractTask[None]):
 
 class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, " batch"]]]):
     r"""$\frac1{2B} \sum_i (\langle x_i, p\rangle - y_i)^2$ with $x_{ij} \sim \mathcal N(0, \lambda_j)$ and
-    $y_i = \langle x_i, p^*\rangle + \sigma \epsilon_i$, drawn anew at every step: stochastic gradients of a loss
-    that is known in closed form.
+    $y_i = \langle x_i, p^*\rangle + \sigma \epsilon_i$, resampled in every step: stochastic gradients of a loss with a
+    closed form.
 
     **Arguments:**
 
@@ -45,6 +46,9 @@ class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, 
     - `spectrum`: $\lambda$, the eigenvalues of the Hessian.
     - `noise`: $\sigma$.
     - `batch_size`: $B$.
+    - `widths`, `parametrization`, `max_loss`: see [`lo_components.tasks.AbstractTask`][].
+
+    Raises `ValueError` if `solution` and `spectrum` have different shapes.
     """
 
     solution: Float[Array, " n"]
@@ -58,7 +62,8 @@ class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, 
     def __check_init__(self):
         if self.solution.shape != self.spectrum.shape:
             raise ValueError(
-                f"`solution` and `spectrum` must have one shape, got {self.solution.shape} and {self.spectrum.shape}."
+                "`solution` and `spectrum` must have the same shape, "
+                f"got {self.solution.shape} and {self.spectrum.shape}."
             )
 
     def init(self, *, key: PRNGKeyArray) -> Params:
@@ -78,7 +83,7 @@ class LinearRegression(AbstractTask[tuple[Float[Array, "batch n"], Float[Array, 
         return 0.5 * jnp.mean(jnp.square(x @ params - y))
 
     def expected_loss(self, params: Params) -> Float[Array, ""]:
-        r"""The loss over all data: $\frac12 \sum_j \lambda_j (p_j - p^*_j)^2 + \frac12 \sigma^2$."""
+        r"""The expected loss at `params`: $\frac12 \sum_j \lambda_j (p_j - p^*_j)^2 + \frac12 \sigma^2$."""
         return 0.5 * jnp.sum(self.spectrum * jnp.square(params - self.solution)) + 0.5 * self.noise**2
 
 
@@ -89,7 +94,9 @@ class RandomRegressions(AbstractTaskFamily):
 
     - `size`: the number of parameters.
     - `max_condition`: $\kappa$, at least 1.
-    - `noise`, `batch_size`: of [`lo_components.tasks.LinearRegression`][].
+    - `noise`, `batch_size`: as in [`lo_components.tasks.LinearRegression`][].
+
+    Raises `ValueError` if `size` or `max_condition` is below 1, or if `max_condition` is not finite.
     """
 
     size: int = eqx.field(static=True)

@@ -15,15 +15,15 @@ from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractMeasuredTask
 from ._model import AbstractModelTask, TrainedModel
 
-REFERENCE_SIZE = 512  # training images for the statistics of batch normalization
+REFERENCE_SIZE = 512  # number of training images for the statistics of batch normalization
 
 ImageBatch = tuple[Float[Array, "batch ..."], Int[Array, " batch"]]
 
 
 class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatch]):
-    r"""Classify images by softmax regression on a model's outputs, with the mean cross-entropy as loss.
+    r"""Classify images. The loss is the mean softmax cross-entropy of a model's logits.
 
-    Per-step meta-losses are clipped at $1.5 \ln C$ for $C$ classes. The model is called under
+    In meta-losses, per-step losses are clipped at $1.5 \ln C$ for $C$ classes. The model is called under
     `jax.vmap(..., axis_name="batch")`.
     """
 
@@ -43,12 +43,14 @@ class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[Im
         """**Arguments:**
 
         - `dataset`: the images, kept on the device.
-        - `build`: from a key to a model, which maps one image to `[num_classes]` logits.
-        - `widths`, `parametrization`: `None` for models made of layers of [`lo_components.nn`][], which know both.
-            For other models how each array grows, for instance from
-            [`lo_components.parametrization.infer_widths`][], and `Absorbed(MuP())`, which re-initializes the model, or
-            `SP()`.
+        - `build`: maps a key to a model, which maps one image to `[num_classes]` logits.
+        - `widths`, `parametrization`: `None` for models made of layers of [`lo_components.nn`][], which declare both.
+            For other models, `widths` tells how each array grows, for instance from
+            [`lo_components.parametrization.infer_widths`][], and `parametrization` is `Absorbed(MuP())`, which
+            re-initializes the model, or `SP()`.
         - `batch_size`: images per step, sampled with replacement.
+
+        Raises `ValueError` if `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -71,9 +73,9 @@ class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[Im
         return jnp.mean(optax.softmax_cross_entropy(logits, one_hot))
 
     def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
-        """The mean cross-entropy, `"loss"`, and the fraction of correctly classified images, `"accuracy"`.
+        """The mean cross-entropy `"loss"` and the fraction of correct predictions `"accuracy"` of `params` on `split`.
 
-        Batch-normalized models use the statistics of 512 sampled training images, not of the images to classify.
+        Models with batch normalization use the statistics of 512 random training images, not of the images to classify.
         """
         model = self.model(params)
         normalized = any(isinstance(x, BatchNorm) for x in jax.tree.leaves(model, is_leaf=_is_batch_norm))

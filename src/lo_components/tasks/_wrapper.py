@@ -15,27 +15,27 @@ class AbstractTaskWrapper(AbstractTask[Any]):
 
     @property
     def widths(self) -> PyTree[WidthSpec] | None:
-        """Those of `task`."""
+        """The widths of `task`."""
         return self.task.widths
 
     @property
     def parametrization(self) -> AbstractParametrization:
-        """That of `task`."""
+        """The parametrization of `task`."""
         return self.task.parametrization
 
     @property
     def max_loss(self) -> float:
-        """That of `task`."""
+        """The `max_loss` of `task`."""
         return self.task.max_loss
 
     def init(self, *, key: PRNGKeyArray) -> Params:
-        """As `task` does."""
+        """The initial parameters of `task`, sampled with `key`."""
         return self.task.init(key=key)
 
     def batch(self, *, key: PRNGKeyArray, split: str = "train", worker: Int[Array, ""] | None = None) -> Any:
-        """As `task` does."""
+        """A batch of `task`, with `split` and `worker` as in `AbstractTask`."""
         return self.task.batch(key=key, split=split, worker=worker)
 
     def loss(self, params: Params, batch: Any, *, key: PRNGKeyArray) -> Float[Array, ""]:
-        """As `task` does."""
+        """The loss of `task` at `params` on `batch`."""
         return self.task.loss(params, batch, key=key)

@@ -1,4 +1,4 @@
-"""The optimizees of the muLO and LAgg-A papers, by one function per model with sizes as arguments."""
+"""The tasks of the muLO and LAgg-A papers: one function per model, with sizes as arguments."""
 
 import math
 from collections.abc import Sequence
@@ -23,17 +23,19 @@ def mlp_classification(
     base_in_size: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
-    """Image classification with an MLP.
+    """An image classification task with an MLP.
 
     **Arguments:**
 
     - `dataset`: the images.
     - `width`, `depth`: units per hidden layer, and the number of hidden layers.
     - `parametrization`, `base_width`: as in [`lo_components.nn.MLP`][].
-    - `base_in_size`: the number of inputs of the base model, for images of other sizes than an optimizer was tuned or
-        meta-trained on. With it the first layer is scaled as a hidden one, with `hidden_mult`, not `input_mult`.
-        `None`: inputs do not grow, as in the papers.
+    - `base_in_size`: the number of inputs of the base model, for an optimizer that was tuned or meta-trained on images
+        of another size. The first layer is then scaled like a hidden one, with `hidden_mult` instead of `input_mult`.
+        If `None`, inputs do not grow, as in the papers.
     - `batch_size`: images per step.
+
+    Raises `ValueError` if `base_in_size` is below 1.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
@@ -61,7 +63,7 @@ def cnn_classification(
     base_width: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
-    """Image classification with a small convolutional network.
+    """An image classification task with a small convolutional network.
 
     **Arguments:**
 
@@ -93,8 +95,9 @@ def resnet_classification(
     base_width: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
-    """Image classification with a residual network: ResNet-18 by default, ResNet-50 with `blocks=(3, 4, 6, 3)` and
-    `bottleneck=True`. Images of 64 pixels and more get the stem with a stride.
+    """An image classification task with a residual network, ResNet-18 by default.
+
+    ResNet-50 has `blocks=(3, 4, 6, 3)` and `bottleneck=True`. Images of 64 pixels and more get the stem with a stride.
 
     **Arguments:**
 
@@ -128,7 +131,7 @@ def vit_classification(
     base_width: int | None = None,
     batch_size: int = 128,
 ) -> ImageClassification:
-    """Image classification with a vision transformer, DeiT-tiny's size by default.
+    """An image classification task with a vision transformer, by default of the size of DeiT-tiny.
 
     **Arguments:**
 
@@ -163,11 +166,11 @@ def language_modeling(
     base_width: int | None = None,
     batch_size: int = 128,
 ) -> LanguageModeling:
-    """Language modeling with a decoder-only transformer.
+    """A language modeling task with a decoder-only transformer.
 
     **Arguments:**
 
-    - `dataset`: packed sequences; their length is the context.
+    - `dataset`: packed sequences; their length is the context length.
     - `width`, `depth`, `heads`, `dropout`: as in [`lo_components.nn.TransformerLM`][].
     - `positions`: whether to learn positional embeddings; the papers' models have none.
     - `parametrization`, `base_width`: as in [`lo_components.nn.TransformerLM`][].

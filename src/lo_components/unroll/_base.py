@@ -13,13 +13,13 @@ from ._meta_loss import AbstractMetaLoss, MeanLoss
 
 
 class Episode(eqx.Module):
-    """What the members of an antithetic pair share: the task, and how far its training has come.
+    """The inner state that the members of an antithetic pair have in common: the task and the progress of training.
 
     **Arguments:**
 
-    - `sampled`: what a task family sampled for the episode; `None` for a task.
+    - `sampled`: the sample of the task family for this episode; `None` for a single task.
     - `windows`: truncation windows unrolled so far.
-    - `step`: steps of the horizon that are spent; more than those unrolled in a staggered first episode.
+    - `step`: steps of the horizon used so far. A staggered first episode starts above 0.
     - `horizon`: the length of the episode in steps.
     - `done`: whether the next window begins a new episode.
     """
@@ -32,19 +32,19 @@ class Episode(eqx.Module):
 
     @property
     def window(self) -> Int[Array, "..."]:
-        """The index of the next window in its episode, which is 0 if it begins a new one."""
+        """The index of the next truncation window in its episode; 0 if that window begins a new episode."""
         return jnp.where(self.done, 0, self.windows)
 
 
 class TrainState(eqx.Module):
-    """What each member of an antithetic pair has to itself.
+    """The inner state that each member of an antithetic pair has separately.
 
     **Arguments:**
 
-    - `params`: the parameters of the optimizee.
+    - `params`: the parameters of the model being trained.
     - `learner_state`: the state of the learner.
-    - `last_loss`: the loss of the last step. Before the first step it is the loss of the initial parameters if losses
-        are taken on a `split`, and otherwise 0, which is not used.
+    - `last_loss`: the loss of the last step. Before the first step, it is the loss of the initial parameters if the
+        unroll has a `split`, and otherwise 0, which is not used.
     """
 
     params: Params
@@ -57,7 +57,7 @@ class InnerState(eqx.Module):
 
     **Arguments:**
 
-    - `episode`: the task, and how far its training has come.
+    - `episode`: the task and the progress of its training.
     - `train`: parameters and learner state.
     """
 
@@ -70,9 +70,9 @@ class UnrollOutput(eqx.Module):
 
     **Arguments:**
 
-    - `losses`: one per step, clipped at the task's `max_loss`; a non-finite loss counts as `max_loss`.
-    - `previous_loss`: the last loss before the window. In the first window of an episode this is the loss of the
-        initial parameters, which for `split=None` is `losses[0]`.
+    - `losses`: one per step, clipped at the task's `max_loss`. Non-finite losses count as `max_loss`.
+    - `previous_loss`: the last loss before the window. In the first window of an episode it is the loss of the initial
+        parameters, which is `losses[0]` if `split` is `None`.
     - `clipped`: the fraction of steps whose loss was clipped or not finite.
     - `finite`: whether every loss and every parameter stayed finite.
     - `state`: the state for the next window.
@@ -88,22 +88,22 @@ class UnrollOutput(eqx.Module):
 class TruncatedUnroll(eqx.Module):
     """Inner training of a task, one truncation window of steps at a time.
 
-    Episodes end at the end of a window, since horizons are whole numbers of windows. The next window then begins a new
-    episode, with freshly initialized parameters. First episodes are staggered so that particles do not restart in
-    lockstep: a part of their horizon, in whole windows, counts as spent, while the learner's own step count starts at
+    Horizons are whole numbers of windows, so episodes end at window boundaries. The next window then begins a new
+    episode with freshly initialized parameters. First episodes are staggered so that particles do not restart in
+    lockstep: a random part of the horizon, in whole windows, is skipped, while the step count of the learner starts at
     0. If a loss or a parameter becomes non-finite, the episode ends with that window.
 
     **Arguments:**
 
     - `task`: the task to train, or a task family from which each episode samples one.
-    - `horizon`: the length of the episodes. A number of steps is a [`lo_components.unroll.ConstantHorizon`][], which
+    - `horizon`: the length of the episodes. An integer becomes a [`lo_components.unroll.ConstantHorizon`][], which
         rounds up to whole windows.
     - `window`: steps per call.
     - `inner_step`: one step of inner training; by default [`lo_components.unroll.GradientStep`][].
-    - `meta_loss`: the meta-loss of an episode, from its losses.
-    - `split`: the data on which losses are taken. `None`: the training batch of the step, before the update, which
-        costs nothing. The name of one of the task's splits, for instance `"train"` or `"outer_valid"`: a fresh batch
-        of that split, after the update.
+    - `meta_loss`: maps the losses of an episode to its meta-loss.
+    - `split`: the data on which losses are computed. By default (`None`) the training batch of the step, before the
+        update, at no extra cost. With the name of one of the task's splits, for instance `"train"` or
+        `"outer_valid"`, a fresh batch of that split, after the update.
 
     Raises `TypeError` if `horizon` is neither an integer nor a horizon, and `ValueError` if `horizon` or `window` is
     below 1 or `window` is not an integer.
@@ -121,14 +121,26 @@ class TruncatedUnroll(eqx.Module):
             raise ValueError(f"`window` must be at least 1 and a whole number, got {self.window!r}.")
 
     def init(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
-        """A staggered first episode: a random part of its horizon, in whole windows, counts as spent."""
+        """The state before the first truncation window: a staggered episode, part of whose horizon is skipped.
+
+        **Arguments:**
+
+        - `learner`: an optimizer or an aggregator.
+        - `key`: for the task, the horizon, the initial parameters and the stagger.
+        """
         stagger_key, key = jax.random.split(key)
         state = self.new_episode(learner, key=key)
         spent = jax.random.randint(stagger_key, (), 0, state.episode.horizon // self.window) * self.window
         return eqx.tree_at(lambda s: s.episode.step, state, spent)
 
     def new_episode(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
-        """The state before the first step of a new episode."""
+        """The state before the first step of a new episode.
+
+        **Arguments:**
+
+        - `learner`: an optimizer or an aggregator.
+        - `key`: for the task, the horizon and the initial parameters.
+        """
         init_key, horizon_key, family_key = jax.random.split(key, 3)
         sampled = self.task.sample(key=family_key) if isinstance(self.task, AbstractTaskFamily) else None
         task = self._task(sampled)
@@ -141,7 +153,16 @@ class TruncatedUnroll(eqx.Module):
         return InnerState(episode, TrainState(params, self.inner_step.init(learner, params), loss))
 
     def __call__(self, learner: Learner, state: InnerState, *, key: PRNGKeyArray) -> UnrollOutput:
-        """Train for one window, which begins a new episode if the last one is done."""
+        """Train for one truncation window, in a new episode if the last one is done.
+
+        **Arguments:**
+
+        - `learner`: an optimizer or an aggregator.
+        - `state`: from `init`, `new_episode` or the previous window.
+        - `key`: for batches, and for a new episode.
+
+        **Returns:** the losses of the window and the next state.
+        """
         new_key, steps_key = jax.random.split(key)
         state = _tree.where(state.episode.done, self.new_episode(learner, key=new_key), state)
         episode, train = state.episode, state.train
@@ -181,14 +202,14 @@ class TruncatedUnroll(eqx.Module):
     def contribution(
         self, losses: Float[Array, " window"], previous_loss: Float[Array, ""], episode: Episode
     ) -> Float[Array, ""]:
-        """The contribution of one window to the meta-loss of its episode.
+        """The contribution of one truncation window to the meta-loss of its episode.
 
         **Arguments:**
 
         - `losses`, `previous_loss`: as in [`lo_components.unroll.UnrollOutput`][].
         - `episode`: the episode after the window.
         """
-        # An episode that ends early has as many windows as it took.
+        # An episode that ended early counts only the windows that were run.
         length = jnp.where(episode.done, episode.step, episode.horizon)
         num_windows = (length // self.window).astype(jnp.float32)
         return self.meta_loss(losses, previous_loss, num_windows, episode.done)
@@ -204,7 +225,7 @@ class TruncatedUnroll(eqx.Module):
 
 
 def _clipped(losses: Float[Array, "*n"], task: AbstractTask) -> tuple[Float[Array, "*n"], Bool[Array, "*n"]]:
-    """The losses with `max_loss` in place of larger and non-finite ones, and which of them are below `max_loss`."""
+    """The losses clipped at `max_loss`, which also replaces non-finite ones, and a mask of the unchanged losses."""
     losses = losses.astype(jnp.float32)
     small = jnp.isfinite(losses) & (losses < task.max_loss)
     return jnp.where(small, losses, task.max_loss), small

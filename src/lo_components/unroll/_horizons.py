@@ -11,15 +11,15 @@ from .._tree import whole
 
 
 class AbstractHorizon(eqx.Module):
-    """The length of an episode of inner training in steps. It is an array, so changing it does not recompile."""
+    """Samples the length of an episode of inner training in steps. Changing it does not recompile."""
 
     @abc.abstractmethod
     def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
-        """The length of a new episode, a positive multiple of `window`."""
+        """The length of a new episode, a positive multiple of the truncation window `window`."""
 
 
 class ConstantHorizon(AbstractHorizon):
-    """Every episode lasts `steps`, rounded up to a whole number of windows.
+    """Every episode has `steps` steps, rounded up to a whole number of truncation windows.
 
     **Arguments:**
 
@@ -39,18 +39,18 @@ class ConstantHorizon(AbstractHorizon):
 
 
 class LogUniformHorizon(AbstractHorizon):
-    """Log-uniform lengths between `min_steps` and `max_steps`, rounded to whole windows.
+    """Log-uniform lengths between `min_steps` and `max_steps`, rounded to whole truncation windows.
 
-    Rounded lengths stay within the bounds. If no whole number of windows lies within them, `min_steps` is rounded up.
+    Rounded lengths stay within the bounds. If no multiple of the window lies within them, `min_steps` is rounded up.
 
     **Arguments:**
 
-    - `min_steps`, `max_steps`: the bounds, both included.
+    - `min_steps`, `max_steps`: the bounds, inclusive.
 
     Raises `TypeError` if a bound is not a whole number, and `ValueError` unless `1 <= min_steps <= max_steps`.
 
     ??? cite "Source"
-        The truncation schedule of muLO and LAgg-A meta-training, 100 to 1000 steps.
+        The horizons in meta-training of muLO and LAgg-A, from 100 to 1000 steps.
     """
 
     min_steps: Int[Array, ""] = eqx.field(converter=whole)
@@ -72,7 +72,7 @@ class LogUniformHorizon(AbstractHorizon):
 
 
 def as_horizon(horizon: Any) -> AbstractHorizon:
-    """A horizon as it is, a number of steps as a constant one."""
+    """The horizon itself; for a number of steps, a `ConstantHorizon`."""
     if isinstance(horizon, AbstractHorizon):
         return horizon
     try:

@@ -20,10 +20,10 @@ WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
 
 
 class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
-    """One step of inner training with a learner: an optimizer, or an aggregator.
+    """One step of inner training with a learner, which is an optimizer or an aggregator.
 
-    Here the task's parametrization meets the learner's update rule: updates are multiplied by the update scales that
-    the two imply. `reverse_mode` says whether the step has a reverse-mode derivative.
+    An inner step multiplies updates by the update scales that the task's parametrization gives for the learner's update
+    rules. `reverse_mode` tells whether the step has a reverse-mode derivative.
     """
 
     reverse_mode: ClassVar[bool] = True
@@ -57,7 +57,7 @@ class AbstractInnerStep(eqx.Module, Generic[LearnerT]):
         - `task`: gives batches, losses and the parametrization.
         - `params`: the parameters before the step.
         - `learner_state`: from `init` or the previous step.
-        - `num_steps`: the length of training, in steps.
+        - `num_steps`: the length of training in steps.
         - `key`: for the step's batches.
 
         **Returns:** the loss before the step, the parameters after it, and the learner's next state.
@@ -103,19 +103,20 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     Each local step has its own batch, `task.batch(key=..., worker=k)`, and its own key; the local optimizer is
     re-initialized in each round. The loss is the mean over workers of the loss at the shared parameters, before any
     local step; workers that are absent or not finite do not count. The task's update scales are applied twice: around
-    the local optimizer, for its update rule, and around the aggregator, for the aggregator's. Aggregators that are
-    linear in the deltas, such as a mean, are not scaled, since deltas already have the right size.
+    the local optimizer for its update rules, and around the aggregator for those of the aggregator. Aggregators that
+    are linear in the deltas, such as a mean, are not scaled, since deltas already have the right size.
 
-    All workers run on one device, as one `vmap`; [`lo_components.sharding.WorkerSharded`][] spreads them. The number of
-    local steps is an array, so changing it does not recompile; therefore the round has forward-mode derivatives only.
+    All workers run on one device, in one `vmap`; [`lo_components.sharding.WorkerSharded`][] spreads them over several.
+    The number of local steps is an array, so changing it does not recompile, but the loop over it has forward-mode
+    derivatives only.
 
     **Arguments:**
 
     - `num_workers`: $K$.
     - `local_steps`: $H$.
-    - `local_optimizer`: of the local steps: an optimizer of this library, whose arrays are not meta-learned, or any
-        optax transformation.
-    - `participation`: the probability that a worker takes part in a round, independently of all others.
+    - `local_optimizer`: the optimizer of the local steps, an optimizer of this library or any optax transformation.
+        Its arrays are not meta-learned.
+    - `participation`: the probability that a worker takes part in a round, independently of the others.
 
     Raises `ValueError` for fewer than one worker or step, or a probability outside $(0, 1]$. Its `init` raises
     `TypeError` if the learner is not an aggregator.
@@ -155,22 +156,31 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        losses, deltas = self.local(task, params, *self.workers(key))
+        losses, deltas = self.local(task, params, *self.workers(key=key))
         return self.aggregated(learner, task, params, learner_state, losses, deltas, num_steps, key=key)
 
-    def workers(self, key: PRNGKeyArray) -> tuple[Int[Array, " workers"], WorkerKeys]:
-        """The index and the key of each worker in a round."""
+    def workers(self, *, key: PRNGKeyArray) -> tuple[Int[Array, " workers"], WorkerKeys]:
+        """The index and the key of each worker, from the key of the round."""
         return jnp.arange(self.num_workers, dtype=jnp.int32), jax.random.split(key, self.num_workers)
 
-    def presence_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+    def presence_key(self, *, key: PRNGKeyArray) -> PRNGKeyArray:
         """The key for sampling which workers take part in a round."""
-        # `split` gives each worker the key that `fold_in` gives for its index.
+        # `split` gives worker `k` the key `fold_in(key, k)`, so this one is independent of all of them.
         return jax.random.fold_in(key, self.num_workers)
 
     def local(
         self, task: AbstractTask, params: Params, workers: Int[Array, " workers"], keys: WorkerKeys
     ) -> tuple[Float[Array, " workers"], PyTree[Float[Array, "workers ..."]]]:
-        """The local steps of some workers: each one's loss before the first, and its delta."""
+        """The local steps of some workers.
+
+        **Arguments:**
+
+        - `task`: gives batches, losses and the parametrization.
+        - `params`: the shared parameters.
+        - `workers`, `keys`: the indices and keys of these workers, from `workers`.
+
+        **Returns:** for each worker, the loss before its first step, and its delta.
+        """
         return jax.vmap(lambda worker, key: self._one(task, params, worker, key))(workers, keys)
 
     def aggregated(
@@ -185,10 +195,16 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         *,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
-        """The result of `step`, from all workers' losses and deltas."""
+        """The result of `step`, from the losses and deltas of all workers.
+
+        **Arguments:**
+
+        - `learner`, `task`, `params`, `learner_state`, `num_steps`, `key`: as in `step`.
+        - `losses`, `deltas`: from `local`.
+        """
         present = None
         if self.participation < 1:
-            present = jax.random.bernoulli(self.presence_key(key), self.participation, (self.num_workers,))
+            present = jax.random.bernoulli(self.presence_key(key=key), self.participation, (self.num_workers,))
         loss = _mean_loss(losses, present)
         scales = update_scales(task, learner, params)
         aggregator = learner if scales is None else aggregators.Scaled(learner, scales)
@@ -199,7 +215,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
     def _one(
         self, task: AbstractTask, start: Params, worker: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
-        """A worker's loss before its first step, and its delta."""
+        """The loss of a worker before its first step, and its delta."""
         scales = update_scales(task, self.local_optimizer, start)
         optimizer = self.local_optimizer if scales is None else Scaled(self.local_optimizer, scales)
 
@@ -217,14 +233,14 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
 
 
 def update_scales(task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params) -> Scales | None:
-    """What to multiply a learner's updates by on a task; `None` stands for 1."""
+    """The factors for a learner's updates on a task; `None` means 1."""
     if task.widths is None or isinstance(task.parametrization, SP):
         return None
     return task.parametrization.update_scales(task.widths, learner.update_rules(params))
 
 
 def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"] | None) -> Float[Array, ""]:
-    """The mean over workers that are present and finite; if there is none, over all that are finite."""
+    """The mean over workers that are present and finite; if there are none, over all finite ones."""
     finite = jnp.isfinite(losses)
     some = finite if present is None else finite & present
     counted = jnp.where(jnp.any(some), some, finite)

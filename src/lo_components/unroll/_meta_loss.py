@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float
 class AbstractMetaLoss(eqx.Module):
     """Maps the losses of an episode to its meta-loss, one truncation window at a time.
 
-    Each window makes a contribution, and the mean of the contributions over the windows of an episode is its meta-loss.
-    A contribution may be any function of the losses, for instance the logarithm of their mean; estimators that
-    differentiate, such as [`lo_components.estimators.TruncatedBackprop`][], need it to be differentiable.
+    The meta-loss of an episode is the mean of the contributions of its windows. A contribution may be any function of
+    the losses, for instance the logarithm of their mean. Estimators that differentiate, such as
+    [`lo_components.estimators.TruncatedBackprop`][], need it to be differentiable.
     """
 
     @abc.abstractmethod
@@ -21,7 +21,7 @@ class AbstractMetaLoss(eqx.Module):
         num_windows: Float[Array, ""],
         last: Bool[Array, ""],
     ) -> Float[Array, ""]:
-        """The contribution of one window.
+        """The contribution of one truncation window.
 
         **Arguments:**
 
@@ -34,14 +34,14 @@ class AbstractMetaLoss(eqx.Module):
 
 
 class MeanLoss(AbstractMetaLoss):
-    r"""The mean loss of all steps, $\frac1T \sum_t \ell_t$, which rewards fast training and a low final loss alike."""
+    r"""The mean loss of all steps, $\frac1T \sum_t \ell_t$, which rewards both fast training and a low final loss."""
 
     def __call__(self, losses, previous_loss, num_windows, last):
         return jnp.mean(losses)
 
 
 class FinalLoss(AbstractMetaLoss):
-    r"""The loss of the last step, $\ell_T$. All windows but the last contribute 0.
+    r"""The loss of the last step, $\ell_T$. Every truncation window except the last contributes 0.
 
     An episode that ends early because it became non-finite ends with the task's `max_loss`.
     """
@@ -51,7 +51,7 @@ class FinalLoss(AbstractMetaLoss):
 
 
 class TelescopedLoss(AbstractMetaLoss):
-    r"""The change of the loss over an episode, $\ell_T - \ell_0$, as a sum of the changes over its windows.
+    r"""The change of the loss over an episode, $\ell_T - \ell_0$, as a sum of the changes over its truncation windows.
 
     $\ell_0$ is the loss of the initial parameters, which does not depend on the learner, so the gradient is that of the
     final loss. Unlike [`lo_components.unroll.FinalLoss`][], every window contributes. If an episode ends early, earlier

@@ -20,22 +20,22 @@ TreeT = TypeVar("TreeT")
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged, incomplete or of something else. The message says which file, why, and the way out."""
+    """A file is corrupt, incomplete or of something else. The message names the file, the reason and a remedy."""
 
 
 def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] = {}) -> None:
     """Write the arrays of a pytree, named by their key paths, with JSON metadata, to a safetensors file.
 
-    The file appears whole or not at all: it is written beside its place, flushed to disk and renamed. PRNG keys are
-    stored as their data. The SHA-256 of the whole file is stored in it; `load_arrays` checks it.
+    Writing is atomic: the data go to a temporary file, which is flushed to disk and renamed. PRNG keys are stored as
+    their data. The file contains its SHA-256, which `load_arrays` checks.
 
     **Arguments:**
 
     - `path`: the file, by convention `*.safetensors`; replaced if it exists.
-    - `tree`: leaves that are not arrays are left out.
+    - `tree`: the pytree; leaves that are not arrays are skipped.
     - `metadata`: anything JSON can hold.
 
-    Raises `ValueError` if two arrays have the same name, if safetensors cannot hold the dtype of an array, and if JSON
+    Raises `ValueError` if two arrays have the same name, if safetensors cannot hold the dtype of an array, or if JSON
     cannot hold the metadata.
     """
     named = [(path_name(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree) if is_array(leaf)]
@@ -47,18 +47,18 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
 
 
 def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
-    """Read arrays into the structure of `like`, from a file of `save_arrays`, of `save`, or of a checkpoint.
+    """Read arrays into the structure of `like`, from a file of `save_arrays` or `save`, or from a checkpoint.
 
     **Arguments:**
 
     - `path`: the file.
-    - `like`: a pytree with the names, shapes and dtypes to expect; its other leaves are kept.
+    - `like`: a pytree with the expected names, shapes and dtypes; leaves that are not arrays are kept.
 
     **Returns:** `like` with its arrays replaced, and the metadata (the card, if `save` wrote the file).
 
-    Raises `CheckpointError` if the file is cut short, differs in any byte from the one that was written, or holds other
-    arrays than `like`; and if `save` wrote it and `like` has other parts or constants than the learner, naming them.
-    No code from the file is run.
+    Raises `CheckpointError` if the file is truncated, differs in any byte from the one that was written, or holds other
+    arrays than `like`. If `save` wrote the file, it also raises if `like` has other parts or constants than the saved
+    learner, and names them. No code from the file is run.
     """
     arrays, metadata = read(Path(path))
     origin = metadata.pop(RESERVED, None)
@@ -81,7 +81,8 @@ def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
 def _refuse_other_constants(path: str | Path, description: Any, like: Any) -> None:
     """Raise if `like` has another class or another constant than the description, under the same name.
 
-    Names that only one of them has belong to another version of a class, or to arrays, which are compared by name.
+    Names that only one of them has are skipped: they belong to another version of a class, or to arrays, which are
+    compared elsewhere.
     """
     try:
         there = dict(constants(description))
@@ -107,7 +108,7 @@ def _short(value: Any) -> str:
 
 
 def _with_pipelines(arrays: dict[str, np.ndarray], expected: set[str]) -> dict[str, np.ndarray]:
-    """Arrays under the names of today, for files from before learners held a `Pipeline`.
+    """Arrays under their present names, for files from before learners held a `Pipeline`.
 
     `pipeline/head/weights/0` was `head/weights/0` in an optimizer, `optimizer/head/weights/0` in an aggregator.
     """
@@ -120,7 +121,7 @@ def _with_pipelines(arrays: dict[str, np.ndarray], expected: set[str]) -> dict[s
 
 
 def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Arrays by name, and metadata, as a signed file."""
+    """Write arrays by name, and metadata, to a file with a checksum."""
     from safetensors.numpy import save
 
     data = {name: np.asarray(_to_numpy(leaf), order="C") for name, leaf in arrays.items()}
@@ -139,9 +140,9 @@ def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) ->
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays by name, and metadata, from a file whose every byte has passed the check.
+    """Arrays by name, and metadata, from a file whose checksum is verified.
 
-    Raises `CheckpointError` if it has not.
+    Raises `CheckpointError` if it is wrong.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -153,7 +154,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         metadata = json.loads(signed["metadata"], object_pairs_hook=_without_duplicates)
         if not isinstance(metadata, dict):
             raise CheckpointError("its metadata are not a JSON object")
-    # `TypeError` comes from metadata that are no text, `RecursionError` from JSON nested too deeply.
+    # `TypeError` comes from metadata that are not text, `RecursionError` from deeply nested JSON.
     except (SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"`{path}` is cut short, corrupt or not of this library ({error}).") from None
     return arrays, metadata
@@ -187,18 +188,18 @@ _MISMATCH = "its checksum does not match"
 
 
 def _signature(digest: str) -> bytes:
-    """Where the digest stands in a file's header. The digest is that of the file with zeros in its place."""
+    """The bytes of the digest in the header of a file. The digest is computed with zeros in its place."""
     return f'"{_DIGEST}":"{digest}"'.encode()
 
 
 def _verified(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The bytes of a file and the metadata in its header, once every byte has passed the check.
+    """The bytes of a file, and the metadata in its header, after its checksum is verified.
 
-    Files of version 0.1 have a digest of their content alone, `sha256`, which is left to the caller.
+    Files of version 0.1 have a digest of arrays and metadata only, `sha256`, which the caller must check.
     """
     with path.open("rb") as file:
         length, available = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
-        if length > min(available, 100_000_000):  # the longest header that safetensors reads
+        if length > min(available, 100_000_000):  # the longest header that safetensors accepts
             raise CheckpointError(f"its header claims {length} bytes, but {max(available, 0)} follow")
         file.seek(0)
         data = file.read()
@@ -226,7 +227,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _content_digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
-    """The digest of version 0.1: of arrays and metadata."""
+    """The digest of version 0.1, over arrays and metadata."""
     digest = hashlib.sha256(metadata.encode())
     for name in sorted(arrays):
         digest.update(f"{name}|{arrays[name].dtype.str}|{arrays[name].shape}|".encode())

@@ -9,19 +9,19 @@ from ._arrays import CheckpointError, read, write
 
 
 def save(path: str | Path, learner: eqx.Module, *, card: Mapping[str, Any] = {}) -> None:
-    """Write a learner to a safetensors file: its arrays, and the parts and constants that they belong to.
+    """Write a learner to a safetensors file: its arrays, its parts and their constants.
 
-    The file appears whole or not at all, and is signed, as by [`lo_components.weights.save_arrays`][].
+    Writing is atomic and adds a checksum, as in [`lo_components.weights.save_arrays`][].
 
     **Arguments:**
 
     - `path`: the file, by convention `*.safetensors`; replaced if it exists.
     - `learner`: an optimizer, an aggregator or any other Equinox module. Its fields may hold modules, tuples, lists,
         dictionaries, arrays, numbers, strings, dtypes, and public functions of optax and jax.nn such as `optax.adam`.
-    - `card`: anything JSON can hold: what the learner was meta-trained on, for how long, by whom.
+    - `card`: anything JSON can hold, for instance the tasks and the length of meta-training, and the authors.
 
-    Raises `TypeError` if `learner` is not a module, and `ValueError` if a file cannot hold one of its fields (the error
-    names it), if two of its classes or arrays have the same name, or if JSON cannot hold the card.
+    Raises `TypeError` if `learner` is not a module, and `ValueError` if a file cannot hold one of its fields, which the
+    error names, if two of its classes or arrays have the same name, or if JSON cannot hold the card.
     """
     if not isinstance(learner, eqx.Module):
         raise TypeError(f"`learner` must be an Equinox module, such as the result of a recipe; got {learner!r}.")
@@ -35,21 +35,21 @@ def save(path: str | Path, learner: eqx.Module, *, card: Mapping[str, Any] = {})
 
 
 def load(path: str | Path, *, classes: Sequence[type] = ()) -> Any:
-    """Read a learner from a file of `save`, or from a checkpoint of [`lo_components.meta.meta_train`][].
+    """Read a learner from a file of `save` or a checkpoint of [`lo_components.meta.meta_train`][].
 
-    No code from the file is run: classes are looked up by name among those of this library and those that are passed,
-    their fields are set, and their `__check_init__` is run.
+    No code from the file is run. Classes are looked up by name in this library and in `classes`, their fields are set,
+    and their `__check_init__` is run.
 
     **Arguments:**
 
     - `path`: the file.
-    - `classes`: your own classes in the learner.
+    - `classes`: classes of the learner that are not part of this library.
 
-    **Returns:** the learner, with the same parts, constants and bits.
+    **Returns:** the learner, with the same parts, constants and arrays, bit for bit.
 
-    Raises `CheckpointError` if the file is cut short, differs in any byte from the one that was written, names a class
-    that is neither of this library nor in `classes`, or does not describe a learner; `TypeError` and `ValueError` if
-    `classes` holds anything but dataclasses of different names.
+    Raises `CheckpointError` if the file is truncated, differs in any byte from the one that was written, names a class
+    that is neither in this library nor in `classes`, or does not describe a learner; `TypeError` if one of `classes` is
+    not a concrete dataclass; `ValueError` if two of them have the same name.
     """
     own = by_name(classes)
     arrays, metadata = read(Path(path))
@@ -75,12 +75,12 @@ def load(path: str | Path, *, classes: Sequence[type] = ()) -> Any:
 
 
 def card(path: str | Path) -> dict[str, Any]:
-    """The card of a file of `save`; of a checkpoint its meta-step, its meta-loss and the run's configuration.
+    """The card of a file of `save`; for a checkpoint, its meta-step, its meta-loss and the configuration of the run.
 
     **Arguments:**
 
     - `path`: the file.
 
-    Raises `CheckpointError` if the file is cut short or differs in any byte from the one that was written.
+    Raises `CheckpointError` if the file is truncated or differs in any byte from the one that was written.
     """
     return {name: value for name, value in read(Path(path))[1].items() if name != RESERVED}
