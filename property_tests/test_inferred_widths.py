@@ -135,7 +135,7 @@ SHARED = lambda n: (lambda w: {"a": w, "b": w})(zeros(5, n))  # noqa: E731
 ERRORS = {
     "same widths": (lambda n: {"w": zeros(n, n)}, dict(delta=8), "must differ"),
     "different rates": (lambda n: {"w": zeros(n, n * n)}, {}, "`w` has axes that grow at different rates"),
-    "another rank": (lambda n: {"w": zeros(*[n] * (1 + (n == 16)))}, {}, "`w` has another number of axes"),
+    "another rank": (lambda n: {"w": zeros(*[n] * (1 + (n == 16)))}, {}, "`w` has different numbers of axes"),
     "other arrays": (lambda n: {f"w{n}": zeros(n)}, {}, "`build` returns other arrays"),
     "wide kernel": (lambda n: {"w": zeros(3, 4, n)}, {}, "`w` grows on axes"),
     "tied weights": (SHARED, {}, "tied weights"),

@@ -216,7 +216,7 @@ def test_each_array_is_measured_by_itself_also_with_traced_hyperparameters():
 def test_rules_that_cannot_be_measured_have_to_be_declared():
     for transformation, words in {
         optax.contrib.muon(0.1): "`w` look orthogonalized.*update_rule=.*`ORTHOGONALIZED`",
-        optax.set_to_zero(): "of `b` cannot be measured, since its updates begin with zeros.*update_rule",
+        optax.set_to_zero(): "of `b` cannot be measured, because its first updates are zero.*update_rule",
         # Proportional while gradients are small, independent of them once they are large.
         optax.adagrad(0.1): "`b` are neither proportional.*by 2 and",
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)): "`b` are neither proportional.*by 2 and 169",
@@ -237,9 +237,9 @@ def test_hyperparameters_are_fields_bound_by_name():
     assert jax.tree.leaves(theta(optimizer)) == [jnp.asarray(0.8)]
     assert OptaxOptimizer(optax.sgd, 0.1) == OptaxOptimizer(optax.sgd, learning_rate=0.1)
     for wrong, words in {
-        lambda: OptaxOptimizer(optax.adam(0.1), 0.1): "ready `transformation` takes no arguments",
+        lambda: OptaxOptimizer(optax.adam(0.1), 0.1): "ready-made `transformation` takes no arguments",
         lambda: OptaxOptimizer(optax.adam, rate=0.1): "`adam` cannot be called with these arguments",
-        lambda: OptaxOptimizer("adam"): "`transformation` must be an optax transformation or make one|transformation",
+        lambda: OptaxOptimizer("adam"): "`transformation` must be an optax transformation, or a function",
     }.items():
         with pytest.raises(TypeError, match=words):
             wrong()

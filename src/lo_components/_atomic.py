@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes: a file is replaced completely or not at all."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place once the block ends without an error.
+    """A temporary path next to `path` that replaces it when the block ends without an error.
 
-    Whatever happens, a reader of `path` finds the old file or the whole new one; a kill leaves at most the temporary.
-    Once the block is left, the new file is on disk under its name.
+    A reader of `path` always finds either the old file or the complete new one. A killed process leaves at most the
+    temporary file behind. After the block, the new file is on disk under its name, even if the power fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -28,14 +28,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts`, one after the other, to `path` by `replacing` it."""
+    """Write the concatenated `parts` to `path`, atomically."""
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             file.writelines(parts)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine have left in a folder."""
+    """Remove temporary files that killed processes of this machine left in a folder."""
     for path in folder.iterdir():
         found = re.fullmatch(r"\..+\.(\d+)-\d+\.tmp", path.name)
         if found and not _alive(int(found[1])):
@@ -53,7 +53,7 @@ def _alive(process: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a loss of power, where the system can open folders."""
+    """Make the names in a folder survive a power failure, on systems that can open folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -12,7 +12,7 @@ Learner: TypeAlias = eqx.Module
 
 
 class Constant(eqx.Module):
-    """An array inside a learner that is not meta-learned: meta-gradients, noise and the meta-optimizer skip it.
+    """An array inside a learner that is not meta-learned: meta-gradients, perturbations and the meta-optimizer skip it.
 
     **Arguments:**
 
@@ -23,19 +23,19 @@ class Constant(eqx.Module):
 
 
 def theta(learner: Learner) -> PyTree:
-    """The meta-parameters of a learner: its floating-point arrays outside of [`lo_components.Constant`][].
+    """The meta-parameters of a learner: its floating-point arrays that are not wrapped as [`lo_components.Constant`][].
 
     **Arguments:**
 
     - `learner`: an optimizer or an aggregator.
 
-    **Returns:** the learner with `None` in place of everything else.
+    **Returns:** the learner with everything else replaced by `None`.
     """
     return partition(learner)[0]
 
 
 def partition(learner: Learner) -> tuple[PyTree, PyTree]:
-    """Split a learner into its meta-parameters and the rest, which `equinox.combine` puts together again."""
+    """The meta-parameters of a learner, and the rest. `equinox.combine` joins them again."""
     return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
 
 

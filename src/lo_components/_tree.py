@@ -17,13 +17,13 @@ BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in b
 
 
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
-    """Independent standard normal draws with the structure, shapes and dtypes of `tree`."""
+    """Independent standard normal samples with the structure, shapes and dtypes of `tree`."""
     leaves, treedef = jax.tree.flatten(tree)
-    # One draw for all leaves: compiling a random draw costs more than everything else here.
+    # One call for all leaves: compiling a random generator costs more than everything else here.
     ends = list(itertools.accumulate((x.size for x in leaves), initial=0))
-    draws = jax.random.normal(key, (ends[-1],), jnp.float32)
+    samples = jax.random.normal(key, (ends[-1],), jnp.float32)
     return treedef.unflatten(
-        [draws[i:j].reshape(x.shape).astype(x.dtype) for i, j, x in zip(ends[:-1], ends[1:], leaves, strict=True)]
+        [samples[i:j].reshape(x.shape).astype(x.dtype) for i, j, x in zip(ends[:-1], ends[1:], leaves, strict=True)]
     )
 
 
@@ -39,7 +39,10 @@ def scaled(factor: Any, x: Any) -> Array:
 
 
 def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
-    """The scales, arrays instead of constants, after checking that there is one per leaf of the parameters."""
+    """The scales with every `Constant` replaced by its array.
+
+    Raises `ValueError` unless there is one scale per leaf of `params`.
+    """
     scales = _learner.values(scales)
     got, expected = jax.tree.structure(scales), jax.tree.structure(params)
     if got != expected:
@@ -50,7 +53,7 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
 
 
 def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
-    """Refuse a state with other arrays than `init(params)` has."""
+    """Raise `ValueError` unless `state` has the structure, shapes and dtypes of `init(params)`."""
     rule = "`state` must come from `init` with parameters like these, or from the previous step"
     expected = eqx.filter_eval_shape(init, params)
     structures = jax.tree.structure(state), jax.tree.structure(expected)
@@ -72,12 +75,12 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def concrete(*arrays: Any) -> bool:
-    """Whether these are numbers that can be checked, not traced values."""
+    """Whether no value is traced, so that all can be checked."""
     return not any(isinstance(x, Tracer) for x in arrays)
 
 
 def whole(number: Any) -> Int[Array, ""]:
-    """A whole number as an int32 array."""
+    """A whole number as an int32 array. Raises `TypeError` for anything else."""
     if isinstance(number, jax.Array) and jnp.issubdtype(number.dtype, jnp.integer):
         return number.astype(jnp.int32)
     try:

@@ -6,10 +6,10 @@ import numpy as np
 from beartype import beartype
 from jaxtyping import Array, Float, PyTree, jaxtyped
 
-# Entry points take NumPy arrays as well as JAX arrays.
+# Public functions accept NumPy arrays as well as JAX arrays.
 FloatArray = Float[Array | np.ndarray, "?*leaf"]
 
-# Every argument annotated `Params` in one signature must agree in structure and leaf shapes.
+# All arguments annotated `Params` in one signature must agree in structure and leaf shapes.
 Params = PyTree[FloatArray, "P"]
 
 # A tree of Python floats or scalar arrays, one per leaf of the parameters.
@@ -17,5 +17,5 @@ Scales = PyTree[Any]
 
 
 def typechecked(fn):
-    """Check `fn`'s annotations whenever it is called (while tracing only, under `jit`)."""
+    """Check `fn`'s annotations at each call (under `jit`: at each trace)."""
     return jaxtyped(fn, typechecker=beartype)

@@ -1,4 +1,4 @@
-"""What a round makes of the workers' deltas."""
+"""Aggregators combine the workers' deltas into one update per round."""
 
 from ._base import AbstractAggregator as AbstractAggregator
 from ._base import AbstractMaskedAggregator as AbstractMaskedAggregator

@@ -21,7 +21,7 @@ class AggregatorState(eqx.Module, Generic[StateT]):
 
     **Arguments:**
 
-    - `inner`: what the aggregator remembers.
+    - `inner`: the aggregator's own state.
     - `used`: the fraction of workers used in the last round; 1 before the first. It is below 1 if workers were absent
         or sent non-finite deltas.
     """
@@ -31,10 +31,10 @@ class AggregatorState(eqx.Module, Generic[StateT]):
 
 
 class AbstractAggregator(eqx.Module, Generic[StateT]):
-    r"""Turns the deltas of $K$ workers into one update of the parameters that they share.
+    r"""Combines the deltas of $K$ workers into one update of the global parameters.
 
-    A worker's delta is new minus old, a descent direction, so the plain update is the mean. Like an optimizer, an
-    aggregator is its meta-parameters: array leaves are meta-learned, Python numbers are constants.
+    A worker's delta is its new parameters minus the old ones. It is a descent direction, so the plain update is the
+    mean. As in an optimizer, array leaves are meta-learned and Python numbers are constants.
 
     To write an aggregator, subclass [`lo_components.aggregators.AbstractMaskedAggregator`][]; to write a wrapper,
     subclass this class.
@@ -49,7 +49,7 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
 
         **Arguments:**
 
-        - `params`: a pytree of floating-point arrays, of which only structure and shapes count.
+        - `params`: a pytree of floating-point arrays; only its structure and shapes matter.
 
         **Returns:** an [`lo_components.parametrization.UpdateRule`][] for each leaf of `params`.
         """
@@ -80,31 +80,31 @@ class AbstractAggregator(eqx.Module, Generic[StateT]):
         - `deltas`: each worker's new parameters minus the old ones, each leaf `[workers, *shape]`.
         - `state`: from `init` or the previous round.
         - `params`: the parameters that the workers started from.
-        - `present`: which workers took part; `None`: all of them.
+        - `present`: which workers took part; by default all.
         - `context`: the loss and the length of training, for features that use them.
 
-        **Returns:** the update to add to `params`, in their dtype, and the next state.
+        **Returns:** the update to add to `params`, in their dtypes, and the next state.
 
-        Raises `ValueError` if `deltas`, `present` or `state` do not have the expected structure, shapes and dtypes.
+        Raises `ValueError` if `deltas`, `present` or `state` has the wrong structure, shapes or dtypes.
         """
 
 
 class AbstractMaskedAggregator(AbstractAggregator[StateT]):
     r"""An aggregator that leaves out absent workers and workers with non-finite deltas.
 
-    A worker is used if it is `present` and every element of its delta is finite. Means are over the workers used, whose
-    fraction is reported in the state. If no worker can be used, the update is zero and the rest of the state stays as
-    it was. Arithmetic is float32. A new aggregator implements `init_inner`, `combine` and `update_rules`.
+    A worker is used if it is `present` and every element of its delta is finite. Means are over the workers used; the
+    state reports their fraction. If no worker can be used, the update is zero and the inner state does not change.
+    Arithmetic is float32. Subclasses implement `init_inner`, `combine` and `update_rules`.
     """
 
     @abc.abstractmethod
     def init_inner(self, params: Params) -> StateT:
-        """What to remember before the first round.
+        """The inner state before the first round.
 
         **Arguments:**
 
-        - `params`: of which only structure, shapes and dtypes may be used, since each round traces this method to check
-            its `state`.
+        - `params`: a pytree of floating-point arrays. Use only its structure, shapes and dtypes, since each round
+            traces this method to check the state.
         """
 
     @abc.abstractmethod
@@ -122,17 +122,17 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
         **Arguments:**
 
         - `mean`: the mean delta of the workers used, in the structure of `params`.
-        - `deltas`: of all workers, each leaf `[workers, *shape]`; those not used are replaced by `mean`.
+        - `deltas`: of all workers, each leaf `[workers, *shape]`; deltas of unused workers are replaced by `mean`.
         - `state`: from `init_inner` or the previous round.
         - `params`: the parameters that the workers started from.
         - `context`: as given to `aggregate`.
 
-        **Returns:** the update to add, and what to remember.
+        **Returns:** the update to add, and the next inner state.
         """
 
     @typechecked
     def init(self, params: Params) -> AggregatorState:
-        """The state before the first round."""
+        """The state before the first round, for `params`."""
         return AggregatorState(self.init_inner(params), jnp.ones((), jnp.float32))
 
     @typechecked
@@ -145,7 +145,12 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
         present: Bool[Array | np.ndarray, " workers"] | None = None,
         context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState]:
-        """One round, with `combine` applied to the workers that can be used."""
+        """One round: `combine` applied to the `deltas` of the workers that can be used.
+
+        `state`, `params`, `present` and `context` are as in [`lo_components.aggregators.AbstractAggregator`][].
+
+        **Returns:** the update to add to `params`, in their dtypes, and the next state.
+        """
         check_deltas(deltas, params, present)
         _tree.check_state(state, self.init, params)
         deltas = jax.tree.map(lambda d: jnp.asarray(d).astype(jnp.float32), deltas)
@@ -160,7 +165,7 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
 
 
 def usable(deltas: PyTree, present: Bool[Array | np.ndarray, " workers"] | None) -> Bool[Array, "*workers"]:
-    """Which workers are present and sent only finite numbers."""
+    """Whether each worker is present and its delta is finite."""
     finite = [jnp.all(jnp.isfinite(d), axis=tuple(range(1, d.ndim))) for d in jax.tree.leaves(deltas)]
     return functools.reduce(jnp.logical_and, finite, jnp.asarray(True if present is None else present))
 
@@ -170,14 +175,14 @@ def _along(used: Bool[Array, " workers"], delta: Float[Array, "workers ..."]) ->
 
 
 def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) -> Float[Array, "*shape"]:
-    # Divided before the sum, which large deltas would overflow; rounding upwards would too.
+    # Divide first, since the sum of large deltas could overflow; clip, since rounding up could overflow too.
     count = jnp.maximum(jnp.sum(used, dtype=jnp.float32), 1.0)
     largest = float(jnp.finfo(jnp.float32).max)
     return jnp.clip(jnp.sum(jnp.where(_along(used, delta), delta / count, 0.0), axis=0), -largest, largest)
 
 
 def check_deltas(deltas: Any, params: Any, present: Any) -> None:
-    """Raise `ValueError` unless deltas and `present` belong to `params`."""
+    """Raise `ValueError` unless `deltas` and `present` match `params`."""
     structures = jax.tree.structure(deltas), jax.tree.structure(params)
     if structures[0] != structures[1]:
         raise ValueError(
@@ -190,7 +195,7 @@ def check_deltas(deltas: Any, params: Any, present: Any) -> None:
         if np.shape(delta) != (*workers, *np.shape(param)) or workers in ((), (0,)):
             expected = ", ".join(map(str, [*(workers if workers > (0,) else ("workers",)), *np.shape(param)]))
             raise ValueError(
-                f"`deltas` must be `[workers, *shape]` with the shapes of `params` and the same workers everywhere: at "
+                f"`deltas` must be `[workers, *shape]` with the shapes of `params` and one number of workers: at "
                 f"`{_tree.path_name(path)}` got {np.shape(delta)}, expected ({expected})."
             )
         if not jnp.issubdtype(jnp.result_type(delta), jnp.floating):

@@ -9,13 +9,13 @@ from .._types import typechecked
 
 
 class RoundCost(eqx.Module):
-    """What a round costs; multiply by rounds.
+    """The cost of one round.
 
     **Arguments:**
 
-    - `bytes_sent`: by each worker.
-    - `local_steps`: of each worker.
-    - `samples`: of all workers together.
+    - `bytes_sent`: bytes that each worker sends.
+    - `local_steps`: local steps of each worker.
+    - `samples`: training examples that all workers use together.
     """
 
     bytes_sent: float
@@ -25,20 +25,20 @@ class RoundCost(eqx.Module):
 
 @typechecked
 def round_cost(params: PyTree, num_workers: int, *, local_steps: int = 1, batch_size: int = 1) -> RoundCost:
-    r"""What a round of $K$ workers with $H$ local steps costs.
+    r"""The cost of a round of $K$ workers with $H$ local steps each.
 
-    Each worker sends $8 n (K - 1) / K$ bytes for $n$ parameters, whose deltas are float32: what summing them in a ring
-    takes, and with a device for each worker also what [`lo_components.sharding.WorkerSharded`][] takes, but for sums of
-    statistics and for tensors that cannot be cut equally.
+    For $n$ parameters, whose deltas are float32, each worker sends $8 n (K - 1) / K$ bytes, as in a ring all-reduce.
+    With one device per worker, [`lo_components.sharding.WorkerSharded`][] sends the same, plus sums of statistics, and
+    more for tensors that cannot be divided evenly.
 
     **Arguments:**
 
-    - `params`: the parameters, or arrays' shapes (`jax.ShapeDtypeStruct`) in their place.
+    - `params`: the parameters, or their shapes (`jax.ShapeDtypeStruct`).
     - `num_workers`: $K$.
     - `local_steps`: $H$.
-    - `batch_size`: examples in a worker's local step.
+    - `batch_size`: examples per local step of one worker.
 
-    Raises `ValueError` where a number is below 1.
+    Raises `ValueError` if a number is below 1.
     """
     for name, value in dict(num_workers=num_workers, local_steps=local_steps, batch_size=batch_size).items():
         if value < 1:

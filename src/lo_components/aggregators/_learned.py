@@ -8,16 +8,16 @@ from ._base import AbstractMaskedAggregator
 
 
 class LearnedAggregator(AbstractMaskedAggregator[PipelineState]):
-    r"""A learned global update: one pipeline, with the mean delta $\bar d$ in place of the gradient.
+    r"""A learned global update: one pipeline, which sees the mean delta $\bar d$ in place of the gradient.
 
-    Accumulators are fed $\bar d$, and [`lo_components.features.Gradient`][] shows it to the head. Its sign is not
-    flipped, and the mean is not added to the head's step: how to use a delta is learned. A pipeline with
+    Accumulators are updated with $\bar d$, and [`lo_components.features.Gradient`][] shows it to the head. Its sign is
+    not flipped, and the mean is not added to the head's step: meta-training learns how to use deltas. A pipeline with
     [`lo_components.features.WorkerDeltas`][] also sees each worker's delta. It is built for a fixed number of workers
-    and depends on their order; a worker that is absent or not finite is shown as the mean of the others.
+    and depends on their order; deltas that are absent or not finite are replaced by the mean of the others.
 
     **Arguments:**
 
-    - `pipeline`: from a tensor's deltas to its update.
+    - `pipeline`: maps a tensor's deltas to its update.
 
     ??? cite "Source"
         Joseph, Thérien et al., *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).

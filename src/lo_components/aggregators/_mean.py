@@ -7,8 +7,9 @@ from ._base import AbstractMaskedAggregator
 
 
 class Mean(AbstractMaskedAggregator[None]):
-    r"""$\Delta p = \bar d = \frac1K \sum_k d_k$: the workers' parameters are averaged, each with the same
-    weight: local SGD, or FedAvg among workers with equally many examples.
+    r"""The mean delta, $\Delta p = \bar d = \frac1K \sum_k d_k$.
+
+    It averages the workers' parameters with equal weights: local SGD, or FedAvg with equally many examples per worker.
 
     ??? cite "Source"
         McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data* (arXiv 1602.05629);

@@ -12,10 +12,10 @@ from ._base import AbstractMaskedAggregator
 
 
 class OuterOptimizer(AbstractMaskedAggregator[Any]):
-    r"""An optimizer that is given minus the mean delta, $-\bar d$, as gradient.
+    r"""An optimizer that takes minus the mean delta, $-\bar d$, as its gradient.
 
-    `optax.sgd(0.7, momentum=0.9, nesterov=True)` is DiLoCo's outer optimizer, `optax.adam` FedAdam (with optax's bias
-    correction), `optax.sgd(1.0)` the mean.
+    `optax.sgd(0.7, momentum=0.9, nesterov=True)` gives DiLoCo's outer optimizer, `optax.adam` gives FedAdam (with
+    optax's bias correction), and `optax.sgd(1.0)` gives the mean.
 
     ??? cite "Source"
         Reddi et al., *Adaptive Federated Optimization* (arXiv 2003.00295); Douillard et al., *DiLoCo: Distributed
@@ -34,7 +34,7 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
         self.optimizer = as_optimizer(optimizer)
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        """Those of the optimizer; an update proportional to the mean delta has the right size already."""
+        """The optimizer's rules for `params`; updates proportional to the mean delta already have the right size."""
         rules = self.optimizer.update_rules(params)
         return jax.tree.map(lambda rule: UNSCALED if rule == PROPORTIONAL else rule, rules)
 
@@ -54,5 +54,5 @@ class OuterOptimizer(AbstractMaskedAggregator[Any]):
 
 
 def _in_float32(params: Params) -> Params:
-    """As all of an aggregator's arithmetic and state."""
+    """The arithmetic and state of aggregators are float32."""
     return jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)

@@ -13,17 +13,18 @@ class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
     r"""Momentum over rounds: $v \leftarrow \beta v + \bar d$, $\Delta p = \alpha v$, with $\bar d$ the mean delta.
 
     The paper divides by the local learning rate $\gamma$ and multiplies by it again,
-    $u \leftarrow \beta u - \bar d/\gamma$, $\Delta p = -\alpha\gamma u$; with a constant $\gamma$ that is the above,
-    for $v = -\gamma u$. With $\beta = 0$ and $\alpha = 1$ it is [`lo_components.aggregators.Mean`][]. For the
-    convention of the research code of the LAgg-A paper see `absolute`.
+    $u \leftarrow \beta u - \bar d/\gamma$, $\Delta p = -\alpha\gamma u$. If $\gamma$ is constant, this is the same
+    update, with $v = -\gamma u$. With $\beta = 0$ and $\alpha = 1$ it is [`lo_components.aggregators.Mean`][]. The
+    LAgg-A paper's research code uses the convention of `absolute`.
 
     **Arguments:**
 
     - `momentum`: $\beta$, at least 0 and below 1.
-    - `learning_rate`: $\alpha$, in the paper's convention. As for `momentum`, a float is a constant; an array can be
-        mapped over or learned.
+    - `learning_rate`: $\alpha$, in the paper's convention.
 
-    Raises `ValueError` for a momentum out of bounds.
+    Floats are constants; arrays can be mapped over by `jax.vmap` or meta-learned.
+
+    Raises `ValueError` if `momentum` is negative, or at least 1.
 
     ??? cite "Source"
         Wang et al., *SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum* (arXiv 1910.00643),
@@ -41,14 +42,16 @@ class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
     def absolute(cls, *, momentum: float, learning_rate: float, local_learning_rate: float) -> "SlowMo":
         r"""The research code's convention: $u \leftarrow \beta u - \bar d/\gamma$, $\Delta p = -\alpha u$.
 
-        No $\gamma$ multiplies the update, so $\alpha$ is the paper's times $\gamma$: with $\alpha = \gamma$ and
-        $\beta = 0$ it is the mean.
+        The update is not multiplied by $\gamma$, so this $\alpha$ is $\gamma$ times the paper's. With
+        $\alpha = \gamma$ and $\beta = 0$, the update is the mean delta.
 
         **Arguments:**
 
         - `momentum`: $\beta$.
         - `learning_rate`: $\alpha$ in this convention.
         - `local_learning_rate`: $\gamma$, positive.
+
+        Raises `ValueError` if `local_learning_rate` is not positive.
         """
         if _tree.concrete(local_learning_rate) and not local_learning_rate > 0:
             raise ValueError(f"`local_learning_rate` must be positive, got {local_learning_rate}.")

@@ -16,11 +16,10 @@ StateT = TypeVar("StateT")
 
 
 class Scaled(AbstractAggregator[StateT]):
-    r"""Another aggregator whose update is multiplied leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
+    r"""Multiplies another aggregator's update leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
 
-    With the scales of muP an aggregator that was meta-trained on narrow networks serves wide ones, as
-    [`lo_components.optimizers.Scaled`][] does for optimizers. [`lo_components.unroll.LocalRound`][] applies it by
-    itself. A scaled `Mean` no longer averages.
+    With muP's scales, an aggregator that was meta-trained on narrow networks works on wide ones.
+    [`lo_components.unroll.LocalRound`][] applies this wrapper automatically. A scaled `Mean` no longer averages.
 
     **Arguments:**
 
@@ -28,7 +27,7 @@ class Scaled(AbstractAggregator[StateT]):
     - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
         arrays are not meta-learned.
 
-    Raises `ValueError` if `scales` has another structure than the parameters.
+    `init` and `aggregate` raise `ValueError` if the structures differ.
     """
 
     aggregator: AbstractAggregator[StateT]
@@ -58,18 +57,18 @@ class Scaled(AbstractAggregator[StateT]):
 
 
 class Screened(AbstractAggregator[StateT]):
-    r"""Another aggregator that leaves out workers with unusually large deltas.
+    r"""Leaves out workers with unusually large deltas before another aggregator combines the others.
 
     A worker is left out if $\lVert d_k \rVert > c \cdot m$, with the norm over all parameters together and $m$ the
-    (lower) median of the norms of the workers that are present and finite, so up to half of the workers may fail. If
-    the median is 0, no worker is left out. Workers left out count as absent, and lower `AggregatorState.used`.
+    (lower) median of the norms of the workers that are present and finite; up to half of the workers may fail. If the
+    median is 0, no worker is left out. Workers left out count as absent in `AggregatorState.used`.
 
     **Arguments:**
 
     - `aggregator`: the aggregator to wrap.
     - `max_ratio`: $c$, at least 1.
 
-    Raises `ValueError` if the ratio is below 1.
+    Raises `ValueError` if `max_ratio` is below 1.
     """
 
     aggregator: AbstractAggregator[StateT]
@@ -99,18 +98,18 @@ class Screened(AbstractAggregator[StateT]):
         check_deltas(deltas, params, present)
         if jax.tree.leaves(deltas):
             used = usable(deltas, present)
-            # Without a usable worker, the median is infinite.
+            # If no worker can be used, the median is infinite.
             norms = jnp.where(used, _norms(deltas), jnp.inf)
             count = jnp.sum(used, dtype=jnp.int32)
             median = jnp.sort(norms)[jnp.maximum(count - 1, 0) // 2]
-            # If most workers stand still, those that move are not too large.
+            # If most deltas are zero, others are not too large.
             usual = (norms <= self.max_ratio * median) | (median == 0)
             present = used & usual
         return self.aggregator.aggregate(deltas, state, params, present=present, context=context)
 
 
 def _norms(deltas: PyTree) -> Float[Array, " workers"]:
-    """The norm of each worker's delta; scaled by its largest element, so that squares stay within range."""
+    """The norm of each worker's delta, divided by its largest element meanwhile so that squares stay in range."""
     leaves = [jnp.asarray(d).astype(jnp.float32).reshape(len(d), -1) for d in jax.tree.leaves(deltas)]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(d), axis=1, initial=0.0) for d in leaves]), axis=0)
     unit = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)

@@ -12,17 +12,17 @@ StatT = TypeVar("StatT", bound=AbstractStatistic)
 
 
 class TensorView(eqx.Module):
-    """Everything features and step rules may know about one tensor at one step. All arrays are float32.
+    """Everything that features and step rules can see of one tensor at one step. All arrays are float32.
 
     **Arguments:**
 
-    - `param`: the parameter before this step, `[*shape]` of rank 1 or more.
+    - `param`: the parameter before this step, `[*shape]` with at least one axis.
     - `grad`: its gradient, `[*shape]`; for aggregators its pseudo-gradient, the mean of the workers' deltas.
-    - `stats`: one statistic per accumulator, with this step's gradient included; each array `[c, *#shape]`.
+    - `stats`: one statistic per accumulator, which includes this step's gradient; each array is `[c, *#shape]`.
     - `step`: the number of steps taken before this one; 0 at the first step.
     - `num_steps`: the length of training, if known.
     - `loss`: this step's loss, if known.
-    - `deltas`: each worker's delta, new minus old, `[workers, *shape]`; for aggregators only.
+    - `deltas`: for aggregators, each worker's new parameter minus the old one, `[workers, *shape]`.
     """
 
     param: Float[Array, "*shape"]
@@ -34,15 +34,18 @@ class TensorView(eqx.Module):
     deltas: Float[Array, "workers *shape"] | None = None
 
     def stat(self, kind: type[StatT]) -> StatT:
-        """The statistic of type `kind`; found while tracing, so it costs nothing at run time."""
+        """The statistic of type `kind`. It is looked up while tracing, which costs nothing at run time.
+
+        Raises `ValueError` if no accumulator produces it.
+        """
         for stat in self.stats:
             if isinstance(stat, kind):
                 return stat
         available = ", ".join(type(s).__name__ for s in self.stats) or "none"
-        raise ValueError(f"No accumulator produces `{kind.__name__}`; the statistics at hand are: {available}.")
+        raise ValueError(f"No accumulator produces `{kind.__name__}`; available statistics: {available}.")
 
     def rows(self, start: Int[Array, ""], size: int) -> "TensorView":
-        """The view of rows `start : start + size` (first axis) of the tensor. Broadcast axes stay as they are."""
+        """The view of rows `start : start + size` (first axis) of the tensor. Axes of size 1 stay as they are."""
         total = self.param.shape[0]
 
         def take(x, axis: int):
@@ -62,16 +65,16 @@ class TensorView(eqx.Module):
 
 
 class Channels(eqx.Module):
-    r"""A group of feature channels of one tensor, in their natural shape.
+    r"""A group of feature channels of one tensor, not yet broadcast to its shape.
 
     **Arguments:**
 
     - `values`: `[c, *#shape]`. Axes along which a channel is constant have size 1: a row statistic is `[c, rows, 1]`,
-        a time embedding `[c, 1, 1]`. Whoever consumes the channels broadcasts; nothing is tiled.
-    - `square_sum`: `[c]`, the sum of squares over the tensor, where the channels are to be divided by their root mean
-        square; `None` where not. The only thing that may depend on a reduction over the tensor: a head folds the
-        division into its first weights, and a tensor can be evaluated block by block with the sums of a first pass.
-    - `count`: of how many squares it is the sum.
+        a time embedding `[c, 1, 1]`. Heads broadcast them; nothing is tiled.
+    - `square_sum`: `[c]`, the sum of squares over the tensor, if channels are to be divided by their root mean square;
+        otherwise `None`. Nothing else may depend on a reduction over the tensor. A head folds the division into its
+        first weights, so that a tensor can be evaluated block by block, with the sums from a first pass.
+    - `count`: the number of squares in each sum.
     - `eps`: added to the mean square.
     """
 
@@ -82,12 +85,12 @@ class Channels(eqx.Module):
 
     @property
     def mean_square(self) -> Float[Array, " c"] | None:
-        """The mean square of each channel, where there are sums."""
+        """The mean square of each channel; `None` without `square_sum`."""
         return None if self.square_sum is None else self.square_sum / self.count
 
     @property
     def scale(self) -> Float[Array, " c"] | None:
-        r"""The lazy factor $(\text{mean square} + \epsilon)^{-1/2}$ of each channel; `None` stands for 1."""
+        r"""The lazy factor $(\text{mean square} + \epsilon)^{-1/2}$ of each channel; `None` means 1."""
         return None if self.mean_square is None else jax.lax.rsqrt(self.mean_square + self.eps)
 
     def scaled(self) -> Float[Array, "c *#shape"]:
@@ -98,25 +101,28 @@ class Channels(eqx.Module):
 
 
 class AbstractFeature(eqx.Module):
-    """Turns the view of one tensor into channels, pointwise over the tensor.
+    """Maps the view of one tensor to channels, pointwise over the tensor.
 
-    `size` is the number of channels in all; `requires` the types of the statistics it asks the view for.
+    `size` is the total number of channels; `requires` is the set of statistics that the feature reads from the view.
     """
 
     size: AbstractVar[int]
 
     @property
     def requires(self) -> frozenset[type[AbstractStatistic]]:
-        """The statistics that `__call__` asks for."""
+        """The types of the statistics that `__call__` reads."""
         return frozenset()
 
     @abc.abstractmethod
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        """The channels, as one or more groups; their numbers of channels add up to `size`."""
+        """The channels of `view`, in one or more groups with `size` channels in total."""
 
 
 def unnormalized(channels: Channels) -> Float[Array, "c *#shape"]:
-    """The values of channels without a lazy scale; a function of scaled ones could not be evaluated in blocks."""
+    """The values of channels without a lazy scale. Functions of scaled channels could not be evaluated in blocks.
+
+    Raises `ValueError` if the channels have one.
+    """
     if channels.square_sum is not None:
-        raise ValueError("`RMSNormalized` must come last: no other feature can take normalized channels.")
+        raise ValueError("`RMSNormalized` must come last, since no other feature accepts normalized channels.")
     return channels.values

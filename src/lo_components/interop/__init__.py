@@ -1,3 +1,3 @@
-"""Weights from elsewhere. Nothing here runs code from a file."""
+"""Weights of reference implementations. Nothing here runs code from a file."""
 
 from ._reference import from_reference as from_reference

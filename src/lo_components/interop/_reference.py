@@ -13,10 +13,10 @@ from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
-# Entries of a manifest that say how a trajectory was made, not what the optimizer is.
+# Entries of a manifest that describe a recorded trajectory, not the optimizer.
 _IGNORED = {"kind", "T", "num_steps"}
 
-# What a configuration may say, and the originals' defaults.
+# The hyperparameters that a configuration may have, with the reference implementations' defaults.
 _SMALL_FC_LOPT = {
     "hidden_size": 4,
     "hidden_layers": 2,
@@ -42,21 +42,22 @@ _LAGG = {**_LOPT, "with_all_grads": True, "with_avg": False}
 def from_reference(
     kind: str, theta: Mapping[str, np.ndarray | Array], config: Mapping[str, Any]
 ) -> AbstractOptimizer | AbstractAggregator:
-    """The optimizer or aggregator that an original implementation's weights and hyperparameters stand for.
+    """Build an optimizer or aggregator from a reference implementation's weights and hyperparameters.
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2); of aggregators `"lagg_a"`, `"lopt_a"`, `"lagg"` or
-        `"lopt"`.
-    - `theta`: the original's arrays under its own flat names, for instance `"nn/~/w0"` or `"momentum_decays"`.
-    - `config`: its hyperparameters, under the original's names. `kind`, `T` and `num_steps` are ignored; what is absent
-        takes the original's default: `hidden_size` 4 (others than `small_fc_lopt`: 32), `hidden_layers` 2, `step_mult`
-        and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe. For `mulo`,
-        `update_multipliers` has a float for each leaf of the parameters and gives a
-        [`lo_components.optimizers.Scaled`][].
+    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2) for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or
+        `"lopt"` for an aggregator.
+    - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`.
+    - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
+        Defaults are those of the reference implementation: `hidden_size` 32 (`small_fc_lopt`: 4), `hidden_layers` 2,
+        `step_mult` and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe.
+        For `mulo`, `update_multipliers` may give a float for each leaf of the parameters.
 
-    Raises `ValueError`, naming what is wrong, for an unknown kind or configuration key, a missing or unexpected array,
-    or an array of the wrong shape.
+    **Returns:** the learner; with `update_multipliers`, wrapped in [`lo_components.optimizers.Scaled`][].
+
+    Raises `ValueError` if `kind` or a key of `config` is unknown, or if an array is missing, unexpected or of the wrong
+    shape or dtype.
     """
     if kind not in _KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(sorted(_KINDS))}, got {kind!r}.")
@@ -64,9 +65,9 @@ def from_reference(
 
 
 def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
-    known = _with_defaults(config, _SMALL_FC_LOPT)
+    options = _with_defaults(config, _SMALL_FC_LOPT)
     momentum_decays, rms_decays, factored_decays = (
-        tuple(known.pop(f"initial_{name}_decays")) for name in ("momentum", "rms", "adafactor")
+        tuple(options.pop(f"initial_{name}_decays")) for name in ("momentum", "rms", "adafactor")
     )
     if len(rms_decays) != 1:
         raise ValueError(f"`initial_rms_decays` must have one entry, got {rms_decays}.")
@@ -75,36 +76,36 @@ def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOpti
         rms_decay=rms_decays[0],
         factored_decays=factored_decays,
         key=jax.random.key(0),
-        **known,
+        **options,
     )
 
     return _filled_with_decays(optimizer, theta)
 
 
 def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
-    known = _with_defaults(config, _MULO)
-    multipliers = known.pop("update_multipliers")
-    optimizer = _small_fc_lopt(theta, known)
+    options = _with_defaults(config, _MULO)
+    multipliers = options.pop("update_multipliers")
+    optimizer = _small_fc_lopt(theta, options)
     return optimizer if multipliers is None else Scaled(optimizer, jax.tree.map(float, multipliers))
 
 
 def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
-    known = _with_defaults(config, _MLP_LOPT)
-    optimizer = recipes.lolv2(decays=tuple(known.pop("decays")), key=jax.random.key(0), **known)
+    options = _with_defaults(config, _MLP_LOPT)
+    optimizer = recipes.lolv2(decays=tuple(options.pop("decays")), key=jax.random.key(0), **options)
     return _filled_without_decays(optimizer, theta)
 
 
 def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, Any], filled: Callable) -> Callable:
-    """What makes an aggregator of one kind; those that see every worker's delta are made for a number of workers."""
+    """A function that builds one kind of aggregator. Kinds that see each delta have a fixed number of workers."""
 
     def make(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-        known = _with_defaults(config, defaults)
+        options = _with_defaults(config, defaults)
         for name in ("with_all_grads", "with_avg"):
-            if (value := known.pop(name)) != defaults[name]:
+            if (value := options.pop(name)) != defaults[name]:
                 raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
-        num_workers = known.pop("K")
+        num_workers = options.pop("K")
         workers = (num_workers,) if defaults["with_all_grads"] else ()
-        return filled(recipe(*workers, key=jax.random.key(0), **known), theta)
+        return filled(recipe(*workers, key=jax.random.key(0), **options), theta)
 
     return make
 
@@ -112,7 +113,7 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
 def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(config) - set(defaults))
     if unknown:
-        raise ValueError(f"`config` has an unknown key `{unknown[0]}`; known here: {', '.join(sorted(defaults))}.")
+        raise ValueError(f"`config` has an unknown key `{unknown[0]}`; expected: {', '.join(sorted(defaults))}.")
     return {**defaults, **config}
 
 
@@ -133,7 +134,7 @@ def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT
 
 
 def _filled(learner: LearnedT, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedT:
-    """`learner` with the arrays that `where` selects replaced by those of `theta`, by name and in order."""
+    """The learner with the arrays that `where` selects replaced by the arrays of `theta` with these names."""
     missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
     if missing:
         raise ValueError(f"`theta` lacks the array `{missing[0]}`; it has: {', '.join(sorted(theta)) or 'none'}.")

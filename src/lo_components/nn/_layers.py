@@ -13,7 +13,7 @@ from ..parametrization import AbstractParametrization, Axis, WidthSpec
 
 
 class AbstractLayer(eqx.Module):
-    """A layer that can say how each of its arrays grows with the model's width."""
+    """A layer that declares how each of its arrays grows with the model's width."""
 
     @abc.abstractmethod
     def declared(self) -> PyTree:
@@ -21,7 +21,7 @@ class AbstractLayer(eqx.Module):
 
 
 class AbstractWeightLayer(AbstractLayer):
-    """A layer whose weight is initialized, multiplied and declared by a parametrization, its field."""
+    """A layer whose weight gets its initial values, multiplier and update scale from its `parametrization`."""
 
     parametrization: eqx.AbstractVar[AbstractParametrization]
 
@@ -29,10 +29,14 @@ class AbstractWeightLayer(AbstractLayer):
 def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
     """The `WidthSpec` of every array of a model built from the layers of this package.
 
+    For other models see [`lo_components.parametrization.infer_widths`][].
+
+    **Arguments:**
+
+    - `model`: any pytree of layers.
+
     **Returns:** the structure of `equinox.filter(model, equinox.is_inexact_array)` with a `WidthSpec` in place of each
     array.
-
-    For other models see [`lo_components.parametrization.infer_widths`][].
     """
 
     def declare(node):
@@ -43,13 +47,13 @@ def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
 
 
 def declared_parametrization(model: PyTree) -> AbstractParametrization | None:
-    """The parametrization that a model's layers were built with; `None` if it has no layers of this package.
+    """The parametrization that a model's layers were built with; `None` if no layer is from this package.
 
     **Arguments:**
 
     - `model`: any pytree of layers.
 
-    Raises `ValueError` if two layers were built with different ones.
+    Raises `ValueError` if layers were built with different parametrizations.
     """
     layers = [x for x in jax.tree.leaves(model, is_leaf=_is_weight_layer) if _is_weight_layer(x)]
     found = {layer.parametrization for layer in layers}
@@ -67,15 +71,15 @@ def _is_layer(node) -> bool:
 
 
 def as_axis(units: Axis | int) -> Axis:
-    """An `Axis`; a bare number of units is fixed."""
+    """An `Axis`; an integer is a number of units that does not grow with the width."""
     return Axis.fixed(units) if isinstance(units, int) else units
 
 
 def initial(shape: tuple[int, ...], std: float, *, truncated: bool, key: PRNGKeyArray) -> Float[Array, "*shape"]:
-    """Normal draws of deviation `std` before truncation; nothing is drawn, or compiled, where `std` is 0."""
-    draw = partial(jax.random.truncated_normal, key, -2.0, 2.0) if truncated else partial(jax.random.normal, key)
+    """Normal samples with standard deviation `std` before truncation. If `std` is 0, nothing is sampled or compiled."""
+    sample = partial(jax.random.truncated_normal, key, -2.0, 2.0) if truncated else partial(jax.random.normal, key)
     if std:
-        return std * draw(shape, jnp.float32)
+        return std * sample(shape, jnp.float32)
     # Hidden from the compiler: jax 0.11 and 0.12 multiply sums by a constant matrix wrongly on CPUs (docs/faq.md).
     return jax.lax.optimization_barrier(jnp.zeros(shape, jnp.float32))
 
@@ -83,8 +87,8 @@ def initial(shape: tuple[int, ...], std: float, *, truncated: bool, key: PRNGKey
 class Linear(AbstractWeightLayer):
     r"""$y = \alpha\, W x + b$ with initialization and $\alpha$ from a parametrization, $W$ stored as `[out, in]`.
 
-    Weights are drawn from a normal distribution truncated at two standard deviations (without variance correction, as
-    in the muLO paper), biases from a normal distribution; a readout's bias starts at zero.
+    Weights are sampled from a normal distribution truncated at two standard deviations (without correction of the
+    variance, as in the muLO paper), biases from a normal distribution. A readout's bias starts at zero.
     """
 
     weight: Float[Array, "out in"]
@@ -106,7 +110,7 @@ class Linear(AbstractWeightLayer):
     ):
         """**Arguments:**
 
-        - `fan_in`, `fan_out`: the units on either side; a bare number does not grow with the width.
+        - `fan_in`, `fan_out`: the inputs and outputs; an integer does not grow with the width.
         - `parametrization`: gives initialization and multiplier.
         - `use_bias`: whether there is a bias.
         - `residual`: whether the layer belongs to a residual branch.
@@ -119,7 +123,7 @@ class Linear(AbstractWeightLayer):
         self.parametrization = parametrization
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        """The layer's output for one example, or for each of its tokens."""
+        """The layer's output for one example `x`, or for each of its tokens."""
         y = self.multiplier * (x @ self.weight.T)
         return y if self.bias is None else y + _like(self.bias, y)
 
@@ -130,8 +134,8 @@ class Linear(AbstractWeightLayer):
 class Conv(AbstractWeightLayer):
     r"""A two-dimensional convolution $\alpha\, W * x + b$ of one `[height, width, channels]` image, same padding.
 
-    $W$ is stored as `[out, in / groups, kernel, kernel]`. Its fan-in is that of one output: a depthwise convolution,
-    with as many groups as channels, has a fan-in that does not grow with the width, and so the role `"input"`.
+    $W$ is stored as `[out, in / groups, kernel, kernel]`. The fan-in counts the inputs of one output. That of a
+    depthwise convolution, with as many groups as channels, does not grow with the width, so its role is `"input"`.
     """
 
     weight: Float[Array, "out in kernel kernel"]
@@ -158,14 +162,16 @@ class Conv(AbstractWeightLayer):
     ):
         """**Arguments:**
 
-        - `fan_in`, `fan_out`: the channels on either side; a bare number does not grow with the width.
-        - `kernel_size`, `stride`: in pixels, in both directions.
+        - `fan_in`, `fan_out`: the input and output channels; an integer does not grow with the width.
+        - `kernel_size`, `stride`: in pixels, the same in both directions.
         - `depthwise`: whether each channel has its own filter.
         - `parametrization`, `use_bias`, `residual`, `key`: as in [`lo_components.nn.Linear`][].
+
+        Raises `ValueError` if a depthwise convolution has different numbers of inputs and outputs.
         """
         fan_in, self.out = as_axis(fan_in), as_axis(fan_out)
         if depthwise and fan_in != self.out:
-            raise ValueError(f"A depthwise convolution has as many inputs as outputs, got {fan_in} and {self.out}.")
+            raise ValueError(f"Depthwise convolutions have as many inputs as outputs, got {fan_in} and {self.out}.")
         self.groups = fan_in.size if depthwise else 1
         summed = Axis.fixed(1) if depthwise else fan_in
         shape = (self.out.size, summed.size, kernel_size, kernel_size)
@@ -176,10 +182,10 @@ class Conv(AbstractWeightLayer):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height2 width2 out"]:
-        """The layer's output for one image."""
+        """The layer's output for one image `x`."""
         convolved = partial(_convolved, stride=self.stride, groups=self.groups)
         if self.groups == 1:
-            # On CPUs a convolution inside a loop takes 30 times as long as it should (jax issue 12868).
+            # On CPUs a convolution inside a loop is 30 times slower than it should be (jax issue 12868).
             product = partial(_product_of_patches, stride=self.stride)
             y = jax.lax.platform_dependent(x, self.weight, cpu=product, default=convolved)
         else:
@@ -194,8 +200,8 @@ class Conv(AbstractWeightLayer):
 class Embedding(AbstractWeightLayer):
     r"""One vector per token or position, $\alpha\, W_i$, with $W$ stored as `[tokens, units]`.
 
-    A product with a one-hot vector: the role is `"input"` and the fan-in the number of tokens, so that initial
-    deviations are $1/\sqrt{\text{tokens}}$, as in the muLO paper's language models.
+    It acts like a product with a one-hot vector: the role is `"input"` and the fan-in is the number of tokens, so the
+    initial standard deviation is $1/\sqrt{\text{tokens}}$, as in the muLO paper's language models.
     """
 
     layout: ClassVar = "in_out"
@@ -222,7 +228,7 @@ class Embedding(AbstractWeightLayer):
         self.parametrization = parametrization
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch units"]:
-        """The vectors of some tokens."""
+        """The vectors of `tokens`."""
         return self.multiplier * jnp.take(self.weight, tokens, axis=0)
 
     def declared(self) -> PyTree:
@@ -279,14 +285,14 @@ def _like(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Arra
 
 
 def check_sizes(**sizes: int | None) -> None:
-    """Raise unless every size that is given is at least 1."""
+    """Raise `ValueError` unless every given size is at least 1."""
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def divided(name: str, value: int, parts: int, what: str) -> int:
-    """`value / parts`, or an error that says what must divide it."""
+    """`value / parts`. Raises `ValueError` if `parts` does not divide `value`."""
     if parts < 1:
         raise ValueError(f"There must be at least 1 of {what}, got {parts}.")
     if value % parts:

@@ -1,4 +1,4 @@
-"""Optimizers over trees of parameters, and the bridge to optax."""
+"""Optimizers over trees of parameters, and conversions from and to optax."""
 
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._base import StepContext as StepContext

@@ -16,11 +16,11 @@ StateT = TypeVar("StateT")
 
 
 class StepContext(eqx.Module):
-    """Everything optional that an update may use. A new field here never breaks an optimizer.
+    """Optional inputs of an update. New fields can be added without breaking existing optimizers.
 
     **Arguments:**
 
-    - `loss`: the loss whose gradient is given.
+    - `loss`: the loss at this step.
     - `num_steps`: the length of training, in steps (or rounds).
 
     Both may be Python, NumPy or JAX scalars.
@@ -30,20 +30,20 @@ class StepContext(eqx.Module):
     num_steps: int | Int[Array | np.ndarray, ""] | np.integer | None = None
 
     def loss_array(self) -> Float[Array, ""] | None:
-        """`loss` as a float32 array."""
+        """The `loss` as a float32 array, if given."""
         return None if self.loss is None else jnp.asarray(self.loss, jnp.float32)
 
     def num_steps_array(self) -> Int[Array, ""] | None:
-        """`num_steps` as an int32 array."""
+        """The `num_steps` as an int32 array, if given."""
         return None if self.num_steps is None else jnp.asarray(self.num_steps, jnp.int32)
 
 
 class AbstractOptimizer(eqx.Module, Generic[StateT]):
-    """An optimizer is its meta-parameters: its array leaves are meta-learned, its Python numbers are constants, and so
-    are arrays wrapped as [`lo_components.Constant`][].
+    """An optimizer, as a pytree whose array leaves are its meta-parameters.
 
-    State never contains the parameters. The update has optax's sign: it is *added* to the parameters, and has their
-    structure, shapes and dtypes.
+    Python numbers, and arrays wrapped as [`lo_components.Constant`][], are not meta-learned. The state never contains
+    the parameters. The update has optax's sign: it is *added* to the parameters, and has their structure, shapes and
+    dtypes.
     """
 
     @abc.abstractmethod
@@ -52,40 +52,57 @@ class AbstractOptimizer(eqx.Module, Generic[StateT]):
 
         **Arguments:**
 
-        - `params`: a pytree of floating-point arrays, of which only structure and shapes count.
+        - `params`: a pytree of floating-point arrays; only its structure and shapes matter.
 
         **Returns:** an [`lo_components.parametrization.UpdateRule`][] for each leaf of `params`.
         """
 
     @abc.abstractmethod
     def init(self, params: Params) -> StateT:
-        """The state before the first step, for parameters like `params`."""
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `params`: a pytree of floating-point arrays.
+        """
 
     @abc.abstractmethod
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
-        """The update to add to `params`, and the next state."""
+        """One step.
+
+        **Arguments:**
+
+        - `grads`: the gradients, with the structure and shapes of `params`.
+        - `state`: from `init` or the previous `update`.
+        - `params`: the parameters before the step.
+        - `context`: the loss and the length of training, for optimizers that use them.
+
+        **Returns:** the update to add to `params`, in their dtypes, and the next state.
+
+        Raises `ValueError` if `grads` does not match `params`.
+        """
 
 
 def cast_like(updates: Params, params: Params) -> Params:
-    """`updates` in the dtypes of `params`, which optax leaves to its transformations."""
+    """`updates` in the dtypes of `params`; optax transformations may return others."""
     return jax.tree.map(lambda u, p: u.astype(jnp.asarray(p).dtype), updates, params)
 
 
 def checked_update(update):
-    """Check the arguments of an `update` method: `grads` against `params` first, so that the message names `grads`."""
+    """Check the arguments of an `update` method. `grads` comes first, so that errors name it."""
     typed = typechecked(update)
 
     @functools.wraps(update)
     def checked(self, grads, state, params, *, context: StepContext = StepContext()):
-        _refuse_unlike(grads, params)
+        _check_grads(grads, params)
         return typed(self, grads, state, params, context=context)
 
     return checked
 
 
-def _refuse_unlike(grads: Any, params: Any) -> None:
+def _check_grads(grads: Any, params: Any) -> None:
     structures = jax.tree.structure(grads), jax.tree.structure(params)
     if structures[0] != structures[1]:
         raise ValueError(f"`grads` must have the structure of `params`: got {structures[0]}, expected {structures[1]}.")

@@ -8,11 +8,11 @@ from ._base import AbstractOptimizer, StepContext, checked_update
 
 
 class LearnedOptimizer(AbstractOptimizer[PipelineState]):
-    """A per-parameter learned optimizer: one pipeline, applied to each tensor by itself.
+    """A per-parameter learned optimizer: one pipeline, applied to each tensor independently.
 
     **Arguments:**
 
-    - `pipeline`: from a tensor's gradient to its update.
+    - `pipeline`: maps a tensor's gradient to its update.
     """
 
     pipeline: Pipeline
@@ -22,7 +22,7 @@ class LearnedOptimizer(AbstractOptimizer[PipelineState]):
 
     @typechecked
     def init(self, params: Params) -> PipelineState:
-        """Zeroed accumulators.
+        """The state before the first step, with accumulators at zero.
 
         **Arguments:**
 
@@ -43,7 +43,9 @@ class LearnedOptimizer(AbstractOptimizer[PipelineState]):
         - `params`: the parameters before the step.
         - `context`: the loss and the length of training, for features that use them.
 
-        **Returns:** the update to add to `params`, in their dtype, and the next state.
+        **Returns:** the update to add to `params`, in their dtypes, and the next state.
+
+        Raises `ValueError` if `grads` or `state` does not match `params`.
         """
         check_state(state, self.init, params)
         return update_tree(

@@ -1,4 +1,4 @@
-"""How the size of an optimizer's updates depends on the gradient, by trying it."""
+"""Measure how the size of an optimizer's updates depends on the gradient."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from ..parametrization import PROPORTIONAL, SCALE_FREE, UpdateRule
 
 # Gradients below any clipping threshold but far above any epsilon, twice as large, and far above any threshold.
 _SIZES = (1e-3, 2e-3, 1e3)
-# In place of a traced hyperparameter: small as a learning rate, decay rate or epsilon.
+# Replaces traced hyperparameters; small, as learning rates, weight decay and epsilon are.
 _TRACED = 1e-5
 
 
 def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
     """`PROPORTIONAL` for arrays whose updates grow with the gradient, `SCALE_FREE` for those whose updates do not.
 
-    Tried on arrays of at most 2 units a side in the structure of `params`, at zero and for two steps, of which the
-    second counts: warm-up may begin at zero.
+    Parameters are replaced by zeros of size at most 2 along each axis. The second of two steps is measured, since
+    warm-up may begin at zero.
     """
     with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
         small = jax.tree.map(lambda p: jnp.zeros([min(n, 2) for n in np.shape(p)], jnp.float32), params)
@@ -42,7 +42,7 @@ def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
 
 
 def _second_update(optimizer: Any, params: Params, size: float) -> Params:
-    # The gradient of a matrix is [[1, 2], [3, 4]], so that an orthogonalized one looks different.
+    # The gradient of a matrix is [[1, 2], [3, 4]], far from orthogonal, so orthogonalized updates can be detected.
     grads = jax.tree.map(lambda p: size * (1.0 + jnp.arange(p.size, dtype=jnp.float32).reshape(p.shape)), params)
     _, state = optimizer.update(grads, optimizer.init(params), params)
     return optimizer.update(grads, state, params)[0]
@@ -56,7 +56,7 @@ def _rule(name: str, *updates: np.ndarray) -> UpdateRule:
     norms = [float(np.linalg.norm(u)) for u in updates]
     if not norms[0] > 0:
         raise ValueError(
-            f"The update rule of `{name}` cannot be measured, since its updates begin with zeros; {way_out}."
+            f"The update rule of `{name}` cannot be measured, because its first updates are zero; {way_out}."
         )
     if np.allclose(norms, np.multiply(norms[0], _SIZES) / _SIZES[0], rtol=0.1):
         return PROPORTIONAL

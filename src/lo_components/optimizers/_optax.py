@@ -15,11 +15,11 @@ from ._measured_rules import measured_rules
 class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     """Any optax transformation as an optimizer of this library.
 
-    `OptaxOptimizer(optax.adam, 1e-3)` keeps the hyperparameters as fields: floats are constants, arrays can be mapped
-    over by `jax.vmap`, traced, or meta-learned. `OptaxOptimizer(optax.adam(1e-3))` takes a transformation as it is;
-    two such optimizers are never equal, so another one is compiled anew.
+    `OptaxOptimizer(optax.adam, 1e-3)` keeps the hyperparameters as fields: floats are constants; arrays can be mapped
+    over by `jax.vmap`, traced or meta-learned. `OptaxOptimizer(optax.adam(1e-3))` wraps a ready-made transformation.
+    Two such optimizers are never equal, so JAX compiles again for each.
 
-    The context's `loss` is passed on as optax's extra argument `value`, `num_steps` under its own name.
+    The context's `loss` is passed to optax as the extra argument `value`, and `num_steps` as `num_steps`.
     """
 
     transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation = eqx.field(static=True)
@@ -35,38 +35,41 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     ):
         """**Arguments:**
 
-        - `transformation`: a function that makes a transformation, such as `optax.adam`, or a transformation.
+        - `transformation`: a function that returns a transformation, such as `optax.adam`, or a transformation.
         - `args`, `kwargs`: the function's arguments.
         - `update_rule`: how the size of its updates depends on the gradient: one
             [`lo_components.parametrization.UpdateRule`][], or a tree with one for each leaf of the parameters. `None`:
             measured with gradients of several sizes. Updates that are orthogonalized, or proportional to small
-            gradients only (clipped SGD, Adagrad), have to be declared.
+            gradients only (clipped SGD, Adagrad), must be declared.
 
-        Raises `TypeError` if `transformation` is neither, or does not take these arguments.
+        Raises `TypeError` if `transformation` is neither, or does not accept these arguments.
         """
         ready = isinstance(transformation, optax.GradientTransformation)
         if ready and (args or kwargs):
             raise TypeError(
-                "A ready `transformation` takes no arguments: pass `optax.adam, 1e-3`, not `optax.adam(1e-3)`."
+                "A ready-made `transformation` takes no arguments: pass `optax.adam` and its arguments instead."
             )
         if not ready and not callable(transformation):
-            raise TypeError(f"`transformation` must be an optax transformation or make one, got {transformation!r}.")
+            raise TypeError(
+                f"`transformation` must be an optax transformation, or a function that returns one, got "
+                f"{transformation!r}."
+            )
         self.transformation = transformation
         self.hyperparameters = {} if ready else _bound(transformation, args, kwargs)
         self.update_rule = update_rule
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        """The declared rules, or measured ones.
+        """The declared rule of each leaf of `params`, or else the measured one.
 
-        Raises `ValueError` if updates are orthogonalized, or neither proportional to the gradient nor independent of
-        its scale, and no rule is declared.
+        Raises `ValueError` if no rule is declared and updates look orthogonalized, or are neither proportional to the
+        gradient nor independent of its scale.
         """
         if self.update_rule is None:
             return measured_rules(self, params)
         return every_leaf(params, self.update_rule) if isinstance(self.update_rule, UpdateRule) else self.update_rule
 
     def made(self) -> optax.GradientTransformationExtraArgs:
-        """The transformation."""
+        """The optax transformation, with its hyperparameters."""
         made = self.transformation
         if not isinstance(made, optax.GradientTransformation):
             made = made(**self.hyperparameters)
@@ -74,14 +77,12 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
 
     @typechecked
     def init(self, params: Params) -> optax.OptState:
-        """The transformation's own state."""
         return self.made().init(params)
 
     @checked_update
     def update(
         self, grads: Params, state: optax.OptState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, optax.OptState]:
-        """The transformation's update, in the dtypes of `params`."""
         extra: dict[str, Any] = {}
         if context.loss is not None:
             extra["value"] = context.loss_array()
@@ -107,12 +108,12 @@ def _bound(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str,
 def as_optimizer(
     optimizer: AbstractOptimizer | optax.GradientTransformation, name: str = "optimizer"
 ) -> AbstractOptimizer:
-    """An optimizer of this library as it is, an optax transformation as [`lo_components.optimizers.OptaxOptimizer`][].
+    """An optimizer unchanged, or an optax transformation as an [`lo_components.optimizers.OptaxOptimizer`][].
 
     **Arguments:**
 
-    - `optimizer`: one or the other.
-    - `name`: what an error calls it.
+    - `optimizer`: an optimizer of this library, or an optax transformation.
+    - `name`: the name of the argument in error messages.
 
     Raises `TypeError` for anything else.
     """
@@ -130,11 +131,12 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
 
     - `optimizer`: any optimizer of this library.
 
-    **Returns:** a transformation whose `update(grads, state, params, *, value=None, num_steps=None)` needs `params`;
-    `value` is optax's own name for the loss. Extra arguments meant for others are ignored, as optax asks.
+    **Returns:** a transformation with the method `update(grads, state, params, *, value=None, num_steps=None)`, where
+    `value` is optax's name for the loss. It ignores extra arguments meant for other transformations, as optax requires.
 
-    Gradients with respect to the meta-parameters flow through `optimizer`: build the transformation inside the
-    function you differentiate. Its `update` raises `ValueError` without `params`.
+    To differentiate with respect to the meta-parameters, build the transformation inside the differentiated function.
+
+    Raises `ValueError` in `update` if `params` is missing.
     """
 
     def init(params):

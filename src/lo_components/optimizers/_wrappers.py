@@ -15,16 +15,18 @@ StateT = TypeVar("StateT")
 
 
 class Scaled(AbstractOptimizer[StateT]):
-    r"""Another optimizer whose update is multiplied leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
+    r"""Multiplies another optimizer's update leaf by leaf: $\Delta p_l \leftarrow s_l\, \Delta p_l$.
 
-    With the scales of a parametrization this is what makes Adam muAdam and a learned optimizer muLO; the wrapped
-    optimizer, its meta-parameters and its state know nothing of them.
+    With the scales of a parametrization, Adam becomes muAdam and a learned optimizer becomes muLO. The wrapped
+    optimizer, its meta-parameters and its state do not depend on the scales.
 
     **Arguments:**
 
     - `optimizer`: the optimizer to wrap.
     - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
-        arrays, for instance of a vmapped sweep over multipliers, are not meta-learned.
+        arrays, such as those of a vmapped sweep over multipliers, are not meta-learned.
+
+    `init` and `update` raise `ValueError` if the structures differ.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153), equation 3; Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8.
@@ -51,14 +53,16 @@ class Scaled(AbstractOptimizer[StateT]):
 
 
 class Clipped(AbstractOptimizer[StateT]):
-    r"""Another optimizer that sees gradients clipped to a global norm: $g \leftarrow g \min(1, c / \lVert g \rVert)$.
+    r"""Clips gradients by their global norm before another optimizer: $g \leftarrow g \min(1, c / \lVert g \rVert)$.
 
-    The norm is over all leaves together. A norm that is not finite makes the gradients NaN, so that it is noticed.
+    The norm is taken over all leaves together. If it is not finite, all gradients become NaN, so failures are visible.
 
     **Arguments:**
 
     - `optimizer`: the optimizer to wrap.
     - `max_norm`: $c$, positive.
+
+    Raises `ValueError` if `max_norm` is not positive.
     """
 
     optimizer: AbstractOptimizer[StateT]
@@ -86,19 +90,19 @@ class Clipped(AbstractOptimizer[StateT]):
 
 
 class Decayed(AbstractOptimizer[StateT]):
-    r"""Another optimizer with decoupled weight decay: $\Delta p \leftarrow \Delta p - \lambda p$.
+    r"""Adds decoupled weight decay to another optimizer: $\Delta p \leftarrow \Delta p - \lambda p$.
 
-    Around or inside [`lo_components.optimizers.Scaled`][] it gives the two conventions of muAdamW:
+    Inside or around [`lo_components.optimizers.Scaled`][], it gives the two conventions of muAdamW:
 
-    - `Scaled(Decayed(adam, lr * wd), scales)`: decay shrinks with the update, as when a parametrization's scales
-      multiply the learning rate of AdamW (the muLO paper's code; the usual reading of table 8).
-    - `Decayed(Scaled(adam, scales), lr * wd)`: the same decay at every width, as the mup package has it. Wang &
-      Aitchison (arXiv 2405.13698) find that this one transfers over widths.
+    - `Scaled(Decayed(adam, lr * wd), scales)`: the decay is scaled with the update, as if the scales multiplied AdamW's
+      learning rate (the muLO paper's code; the usual reading of table 8).
+    - `Decayed(Scaled(adam, scales), lr * wd)`: the decay is the same at every width, as in the mup package. Wang &
+      Aitchison (arXiv 2405.13698) find that this convention transfers across widths.
 
     **Arguments:**
 
     - `optimizer`: the optimizer to wrap.
-    - `rate`: $\lambda$, the decay per step, a learning rate times AdamW's coefficient.
+    - `rate`: $\lambda$, the decay per step: the learning rate times AdamW's coefficient.
     - `min_ndim`: tensors with fewer axes are not decayed: 2 exempts biases and normalization scales.
 
     ??? cite "Source"

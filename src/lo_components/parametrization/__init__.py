@@ -1,4 +1,4 @@
-"""Initialization, forward multipliers and update scales from one declaration per array."""
+"""Parametrizations: initialization, forward multipliers and update scales of each array of a model."""
 
 from ._absorbed import Absorbed as Absorbed
 from ._absorbed import reinitialize as reinitialize

@@ -10,19 +10,21 @@ from ._rule import UpdateRule
 
 
 class Absorbed(AbstractParametrization):
-    r"""MuP without forward multipliers, for models whose code knows nothing of them.
+    r"""MuP without forward multipliers, for models that do not apply them.
 
-    A layer $\alpha W x$ trains like $W' x$ with $W' = \alpha W$, if initial values are multiplied by $\alpha$ and
-    updates by $\alpha^{1 + s}$ with $s$ the `gradient_power` of the optimizer's update rule (for Adam up to its
-    $\epsilon$). So `forward_multiplier` is 1, and the readout's update scale is $1/m$ for Adam and for SGD (at
-    `output_mult` 1). Clipping by the global norm, and weight decay inside the scaling, do see a different model.
+    A layer $\alpha W x$ trains like $W' x$ with $W' = \alpha W$ if initial values are multiplied by $\alpha$ and
+    updates by $\alpha^{1 + s}$, with $s$ the `gradient_power` of the optimizer's update rule (for Adam up to its
+    $\epsilon$). So `forward_multiplier` is 1, and the readout's update scale is $1/m$ for both Adam and SGD (if
+    `output_mult` is 1). Clipping by the global norm and weight decay inside the scaling are not equivalent.
 
-    Attention stays as the model computes it. If it divides by the square root of the head size, as most code does,
-    let the number of heads grow with the width, not their size.
+    The model still computes attention in its own way. If it divides by the square root of the head size, as most code
+    does, let the number of heads grow with the width rather than their size.
 
     **Arguments:**
 
     - `mup`: the parametrization whose multipliers to absorb.
+
+    Raises `TypeError` if `mup` is not a `MuP`.
 
     ??? cite "Source"
         Yang et al., *Tensor Programs V* (arXiv 2203.03466), lemma J.1 and table 3.
@@ -55,7 +57,7 @@ class Absorbed(AbstractParametrization):
 def reinitialize(
     model: PyTree, widths: PyTree[WidthSpec], parametrization: AbstractParametrization, *, key: PRNGKeyArray
 ) -> PyTree:
-    """A model with its weights sampled from normal distributions with the parametrization's standard deviations.
+    """A model with new weights, sampled from normal distributions with the parametrization's standard deviations.
 
     Biases, normalization scales and other vectors keep their values.
 
@@ -64,11 +66,11 @@ def reinitialize(
     - `model`: any pytree, for instance an Equinox model.
     - `widths`: a `WidthSpec` for each of its floating-point arrays, from
         [`lo_components.parametrization.infer_widths`][].
-    - `parametrization`: gives the standard deviations; `Absorbed(MuP())` for models whose code applies no forward
+    - `parametrization`: gives the standard deviations; `Absorbed(MuP())` for models that apply no forward
         multipliers.
     - `key`: for the samples.
 
-    Raises `ValueError` if `widths` does not belong to `model`.
+    Raises `ValueError` if `widths` does not match `model`.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
     check_widths(widths, params)

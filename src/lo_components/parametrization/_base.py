@@ -14,14 +14,16 @@ Role = Literal["input", "hidden", "output", "vector"]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One side of a layer: how many units it has, and how that number grows with the model's width.
+    """The inputs or the outputs of a layer: their number, and how it grows with the model's width.
 
     **Arguments:**
 
     - `size`: the number of units.
-    - `base`: their number in the base model; equal to `size` where it does not grow; `None` under the papers' absolute
-        convention, where the multiplier is the fan-in (or fan-out) itself.
+    - `base`: their number in the base model, which is `size` if it does not grow; `None` under the papers' absolute
+        convention, in which the multiplier is the fan-in (or fan-out) itself.
     - `wide`: whether the number grows with the width.
+
+    Raises `ValueError` if `size` or `base` is below 1.
     """
 
     size: int
@@ -30,12 +32,12 @@ class Axis:
 
     @classmethod
     def fixed(cls, size: int) -> "Axis":
-        """A side that is the same at every width: pixels, classes, tokens."""
+        """An axis with the same `size` at every width: pixels, classes, tokens."""
         return cls(size, size, False)
 
     @classmethod
     def growing(cls, size: int, base: int | None = None) -> "Axis":
-        """A side that grows with the width, `base` units long in the base model; `None`: the absolute convention."""
+        """An axis that grows with the width, from `base` units in the base model (or `None`) to `size` units."""
         return cls(size, base, True)
 
     def __post_init__(self):
@@ -43,7 +45,7 @@ class Axis:
             raise ValueError(f"`size` and `base` must be at least 1, got {self.size} and {self.base}.")
 
     def times(self, factor: int) -> "Axis":
-        """`factor` times as many units."""
+        """An axis with `factor` times as many units."""
         return Axis(self.size * factor, None if self.base is None else self.base * factor, self.wide)
 
 
@@ -54,14 +56,16 @@ class WidthSpec:
     **Arguments:**
 
     - `shape`: the array's shape.
-    - `role`: `"hidden"` where fan-in and fan-out both grow with the width, `"input"` where only fan-out does (first
-        layers, embeddings, depthwise convolutions), `"output"` where only fan-in does, `"vector"` for biases,
-        normalization scales and everything without a fan-in.
+    - `role`: `"hidden"` if fan-in and fan-out both grow with the width, `"input"` if only fan-out does (first layers,
+        embeddings, depthwise convolutions), `"output"` if only fan-in does (readouts), and `"vector"` for biases,
+        normalization scales and weights that do not grow.
     - `fan_in`: the number of inputs that each output sums over; `None` for biases and normalization scales.
-    - `fan_in_mult`: the fan-in in units of the base model's; under the papers' absolute convention the fan-in itself.
-        1 where the fan-in does not grow.
+    - `fan_in_mult`: the ratio of the fan-in to that of the base model; under the papers' absolute convention, the
+        fan-in itself. It is 1 if the fan-in does not grow.
     - `fan_out_mult`: the same for the fan-out.
-    - `residual`: whether the array belongs to a residual branch, of which there are more in a deeper model.
+    - `residual`: whether the array belongs to a residual branch.
+
+    Raises `ValueError` if a value is out of range, or if an array of another role than `"vector"` has no `fan_in`.
     """
 
     shape: tuple[int, ...]
@@ -75,7 +79,7 @@ class WidthSpec:
         if self.role not in ("input", "hidden", "output", "vector"):
             raise ValueError(f"`role` must be 'input', 'hidden', 'output' or 'vector', got {self.role!r}.")
         if self.fan_in is None and self.role != "vector":
-            raise ValueError(f"An array of role {self.role!r} has a `fan_in`.")
+            raise ValueError(f"An array of role {self.role!r} must have a `fan_in`.")
         if (self.fan_in is not None and self.fan_in < 1) or not all(
             m > 0 and math.isfinite(m) for m in (self.fan_in_mult, self.fan_out_mult)
         ):
@@ -94,14 +98,13 @@ class WidthSpec:
         kernel_size: int = 1,
         residual: bool = False,
     ) -> "WidthSpec":
-        """The declaration of a weight between two sides of a layer.
+        """The declaration of a weight, whose role follows from which sides grow.
 
         **Arguments:**
 
         - `shape`: the weight's shape.
-        - `fan_in`, `fan_out`: the sides. Their growth gives the role.
-        - `kernel_size`: how many positions of each input an output sums over: the product of a convolution's kernel
-            sizes.
+        - `fan_in`, `fan_out`: the layer's inputs and outputs.
+        - `kernel_size`: the number of positions in a convolution's kernel.
         - `residual`: whether the weight belongs to a residual branch.
         """
         if fan_in.wide:
@@ -113,7 +116,14 @@ class WidthSpec:
 
     @classmethod
     def vector(cls, shape: tuple[int, ...], units: Axis, *, residual: bool = False) -> "WidthSpec":
-        """The declaration of a bias, or of a normalization's scale, over `units`."""
+        """The declaration of a bias, or of a normalization's scale.
+
+        **Arguments:**
+
+        - `shape`: the array's shape.
+        - `units`: the units that it belongs to.
+        - `residual`: whether it belongs to a residual branch.
+        """
         return cls(shape, "vector", fan_out_mult=_multiplier(units, 1), residual=residual)
 
 
@@ -124,7 +134,7 @@ def _multiplier(axis: Axis, kernel_size: int) -> float:
 
 
 def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
-    """Raise `ValueError` unless `widths` declares exactly these arrays.
+    """Raise `ValueError` unless `widths` declares exactly the given arrays.
 
     **Arguments:**
 
@@ -141,11 +151,11 @@ def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
 
 
 class AbstractParametrization(eqx.Module):
-    """Says, for each array of a model, how to initialize it, multiply its layer's output and scale its updates.
+    """The initialization, forward multiplier and update scale of each array of a model.
 
-    Together these decide how a model behaves as its width (and depth) grows. Models ask for the initialization and the
-    forward multipliers when they are built. Inner steps ask for the update scales, which depend on the optimizer too,
-    and apply them around it ([`lo_components.optimizers.Scaled`][]).
+    They determine how a model behaves as its width (and depth) grows. Models ask for initialization and forward
+    multipliers when they are built. Inner steps ask for update scales, which depend on the optimizer too, and wrap the
+    optimizer in [`lo_components.optimizers.Scaled`][].
     """
 
     @abc.abstractmethod
@@ -154,7 +164,7 @@ class AbstractParametrization(eqx.Module):
 
         **Arguments:**
 
-        - `width`: of the array.
+        - `width`: the array's declaration.
         """
 
     @abc.abstractmethod
@@ -163,7 +173,7 @@ class AbstractParametrization(eqx.Module):
 
         **Arguments:**
 
-        - `width`: of the weight.
+        - `width`: the weight's declaration.
         """
 
     @abc.abstractmethod
@@ -172,8 +182,8 @@ class AbstractParametrization(eqx.Module):
 
         **Arguments:**
 
-        - `width`: of the array.
-        - `rule`: how the size of the update depends on the gradient; any but `UNSCALED`.
+        - `width`: the array's declaration.
+        - `rule`: how the size of the update depends on the gradient; not `UNSCALED`.
         """
 
     @abc.abstractmethod
@@ -182,7 +192,7 @@ class AbstractParametrization(eqx.Module):
 
         **Arguments:**
 
-        - `head`: the units of a head.
+        - `head`: the units of one head.
         """
 
     @property
@@ -195,8 +205,8 @@ class AbstractParametrization(eqx.Module):
 
         **Arguments:**
 
-        - `widths`: of a model's arrays.
-        - `rules`: of an optimizer or aggregator, in the structure of `widths`; or one rule for all arrays.
+        - `widths`: the declarations of a model's arrays.
+        - `rules`: the optimizer's or aggregator's rules, in the structure of `widths`, or one rule for all arrays.
         """
         if isinstance(rules, UpdateRule):
             rules = every_leaf(widths, rules)

@@ -6,25 +6,27 @@ from ._rule import UpdateRule
 
 
 class DepthMuP(AbstractParametrization):
-    r"""MuP with residual branches scaled so that hyperparameters transfer over depth too.
+    r"""MuP with residual branches scaled so that hyperparameters also transfer across depths.
 
-    With $\ell$ the depth multiplier, `depth` over `base_depth`, and $\alpha$ the `exponent`:
+    With the depth multiplier $\ell$, which is `depth` over `base_depth`, and the `exponent` $\alpha$:
 
     - each residual branch's output is multiplied by $\ell^{-\alpha}$;
     - update scales of arrays in residual branches are multiplied by $\ell^{(1 + s)\alpha - 1}$, with $s$ the
       `gradient_power` of the optimizer's update rule: $\ell^{\alpha - 1}$ for Adam, $\ell^{2\alpha - 1}$ for SGD;
-    - everything else is as in `mup`.
+    - all else is as in `mup`.
 
     $\alpha = 1$ is CompleteP, under which every layer learns features beyond their linearization at any depth;
-    $\alpha = 1/2$ is depth-muP. CompleteP also asks for Adam's $\epsilon$ to shrink, by $\ell^{-\alpha}$ in residual
-    branches; choose it small enough not to matter.
+    $\alpha = 1/2$ is depth-muP. CompleteP also multiplies Adam's $\epsilon$ by $\ell^{-\alpha}$ in residual branches;
+    choose it small enough not to matter.
 
     **Arguments:**
 
     - `depth`: the model's number of residual blocks.
     - `base_depth`: the depth at which nothing is scaled.
     - `exponent`: $\alpha$, between 1/2 and 1.
-    - `mup`: the parametrization of widths.
+    - `mup`: scales with the width.
+
+    Raises `TypeError` if `mup` is not a `MuP`, and `ValueError` if a number is out of range.
 
     ??? cite "Source"
         Dey et al., *Don't be lazy: CompleteP enables compute-efficient deep transformers* (arXiv 2505.01618), table 1;
@@ -58,7 +60,7 @@ class DepthMuP(AbstractParametrization):
         scale = self.mup.update_scale(width, rule)
         if not width.residual:
             return scale
-        # The gradient itself has the branch's multiplier as a factor.
+        # The branch's multiplier is a factor of the gradient, too.
         return scale * (self.depth / self.base_depth) ** ((1 + rule.gradient_power) * self.exponent - 1)
 
     def attention_scale(self, head: Axis) -> float:

@@ -15,7 +15,7 @@ from ._base import Axis, Role, WidthSpec
 
 @dataclasses.dataclass(frozen=True)
 class _Sides:
-    """Which axes of an array are its layer's outputs and inputs, which a convolution's kernel. Negative numbers."""
+    """The axes of an array that hold its layer's outputs, inputs and kernel, as negative numbers."""
 
     out: int
     fan_in: int
@@ -33,32 +33,33 @@ def infer_widths(
     roles: Mapping[str, str] | None = None,
     absolute: bool = False,
 ) -> PyTree[WidthSpec]:
-    """How each array of a model grows with its width, from the model's shapes at three widths. Allocates nothing.
+    """Infer how each array of a model grows with its width, from shapes at three widths. Allocates nothing.
 
     An axis is wide if its size differs between `build(base)` and `build(delta)`. An array with wide inputs and outputs
-    is `"hidden"`, with wide outputs `"input"`, with wide inputs `"output"`; biases, normalization scales and arrays
-    without a wide axis are `"vector"`. Which axis is which comes from the Equinox layer that owns the array, `Linear`,
-    `Conv`, `ConvTranspose` and recurrent cells (outputs first) or `Embedding` (inputs first), from the class attribute
-    `layout` of a layer of your own, and for all other arrays from the argument `layout`. Leading axes on which Equinox
-    layers are stacked for a scan are left alone.
+    is `"hidden"`, with only wide outputs `"input"`, with only wide inputs `"output"`; biases, normalization scales and
+    arrays without a wide axis are `"vector"`. The Equinox layer that owns an array tells inputs from outputs: `Linear`,
+    `Conv`, `ConvTranspose` and recurrent cells have outputs first, `Embedding` has inputs first. Your own layers can
+    set the class attribute `layout`. For all other arrays the argument `layout` decides. Leading axes that stack
+    Equinox layers for a scan are ignored.
 
     **Arguments:**
 
-    - `build`: from a width to a model, an Equinox module or any pytree.
+    - `build`: maps a width to a model, an Equinox module or any pytree.
     - `base`: the width at which all multipliers are 1.
-    - `delta`: any other width.
+    - `delta`: any other width, for comparison with `base`.
     - `target`: the width of the model to declare.
-    - `layout`: of arrays that no known layer owns: `"out_in"`, `[out, in, *kernel]` as in Equinox and PyTorch, or
+    - `layout`: the order of axes of all other arrays: `"out_in"`, `[out, in, *kernel]` as in Equinox and PyTorch, or
         `"in_out"`, `[*kernel, in, out]` as in Flax and Haiku.
-    - `roles`: overrides: a role by path, such as `{"readout/weight": "output"}`; `*` matches any characters.
-    - `absolute`: whether multipliers are the fan-in and fan-out themselves (the papers' convention), whatever `base`.
+    - `roles`: overrides by path, such as `{"readout/weight": "output"}`; `*` matches any characters.
+    - `absolute`: whether multipliers are the fan-in and fan-out themselves (the papers' convention); then `base` only
+        tells which axes grow.
 
     **Returns:** the structure of `equinox.filter(build(target), equinox.is_inexact_array)`, with a
     [`lo_components.parametrization.WidthSpec`][] in place of each array.
 
-    Raises `ValueError`, naming the path, where the shapes leave the answer open: axes that grow at different rates,
-    arrays used in two places (tied weights), arrays of rank 3 or more that no known layer owns and that are wide
-    on more than their first two axes.
+    Raises `ValueError` if widths are invalid or equal, if `roles` does not fit the model, or if an array is ambiguous:
+    one with axes that grow at different rates, one used in two places (tied weights), or one of rank 3 or more, outside
+    of Equinox layers, that grows along a kernel axis.
     """
     if base == delta or min(base, delta, target) < 1:
         raise ValueError(
@@ -71,7 +72,7 @@ def infer_widths(
     for model, name in zip(models, ("base", "delta"), strict=False):
         if model.arrays.keys() != paths:
             raise ValueError(
-                f"`build` returns other arrays at `{name}` than at `target`: "
+                f"`build` returns different arrays at `{name}` and at `target`: "
                 f"{', '.join(sorted(model.arrays.keys() ^ paths))} is not in both."
             )
     specs = {}
@@ -89,7 +90,7 @@ def infer_widths(
 
 
 class _Shapes:
-    """A model's array shapes by path, the layers that own them, and which of them are one and the same array."""
+    """A model's array shapes by path, the layers that own them, and the arrays that occur twice."""
 
     def __init__(self, build: Callable[[int], Any], size: int):
         self.tied: dict[str, str] = {}
@@ -128,7 +129,7 @@ class _Shapes:
 
 
 class _Overrides:
-    """The user's roles by path pattern."""
+    """The roles given by the user, by path pattern."""
 
     def __init__(self, roles: dict[str, str]):
         self.roles = roles
@@ -161,7 +162,7 @@ def _is_shared(node: Any) -> bool:
 
 
 def _layout_of(owner: Any) -> str | None:
-    """What a layer of the user's says of its arrays."""
+    """The `layout` that a user's layer declares."""
     layout = vars(type(owner)).get("layout")
     return layout if layout in ("out_in", "in_out") else None
 
@@ -189,8 +190,8 @@ def _sides(path: str, owner: Any, ndim: int, layout: str, wide: list[bool]) -> _
         sides = _Sides(-1, -2, tuple(range(-ndim, -2)))
     if any(wide[axis] for axis in sides.kernel):
         raise ValueError(
-            f"`{path}` grows on axes {[i for i, w in enumerate(wide) if w]} of {ndim}, and no known layer owns it, so "
-            "that its fan-in is unclear; reshape it to a matrix in `build`, or use an Equinox layer."
+            f"`{path}` grows on axes {[i for i, w in enumerate(wide) if w]} of {ndim}, and is in no Equinox "
+            "layer, so its fan-in is ambiguous; reshape it to a matrix in `build`, or use an Equinox layer."
         )
     return sides
 
@@ -198,7 +199,7 @@ def _sides(path: str, owner: Any, ndim: int, layout: str, wide: list[bool]) -> _
 def _declare(path: str, shapes: list, owner: Any, layout: str, role: str | None, absolute: bool) -> WidthSpec:
     base, delta, target = shapes
     if not len(base) == len(delta) == len(target):
-        raise ValueError(f"`{path}` has another number of axes at another width: {base}, {delta}, {target}.")
+        raise ValueError(f"`{path}` has different numbers of axes at different widths: {base}, {delta}, {target}.")
     wide = [b != d for b, d in zip(base, delta, strict=True)]
     frozen = [i for i, w in enumerate(wide) if not w and base[i] != target[i]]
     if frozen:
@@ -209,7 +210,7 @@ def _declare(path: str, shapes: list, owner: Any, layout: str, role: str | None,
     rates = {d / b for b, d, w in zip(base, delta, wide, strict=True) if w}
     if len(rates) > 1 and role is None:
         raise ValueError(
-            f"`{path}` has axes that grow at different rates, from {base} to {delta}; say what it is: "
+            f"`{path}` has axes that grow at different rates, from {base} to {delta}; declare its role: "
             f"`roles={{{path!r}: 'hidden'}}` (or 'input', 'output', 'vector')."
         )
     sides = None if role == "vector" else _sides(path, owner, len(target), layout, wide)
@@ -221,7 +222,7 @@ def _declare(path: str, shapes: list, owner: Any, layout: str, role: str | None,
 
     if sides is None:
         if role not in (None, "vector"):
-            raise ValueError(f"`roles` makes `{path}`, of shape {target}, {role!r}, but it has no fan-in.")
+            raise ValueError(f"`roles` gives `{path}`, of shape {target}, the role {role!r}, but it has no fan-in.")
         growing = [i for i, w in enumerate(wide) if w]
         return WidthSpec.vector(target, axis(growing[-1]) if growing else Axis.fixed(1))
     if (role == "output" and not wide[sides.fan_in]) or (role == "input" and not wide[sides.out]):
@@ -232,7 +233,7 @@ def _declare(path: str, shapes: list, owner: Any, layout: str, role: str | None,
 
 
 def _overridden(path: str, spec: WidthSpec, role: str) -> WidthSpec:
-    """The declaration with another role; multipliers of sides that the role says do not grow become 1."""
+    """The declaration with another role; multipliers of sides that do not grow in this role become 1."""
     if role not in ("input", "hidden", "output"):
         raise ValueError(f"`roles` gives `{path}` the role {role!r}; expected 'input', 'hidden', 'output' or 'vector'.")
     checked: Role = role

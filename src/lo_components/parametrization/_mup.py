@@ -3,27 +3,27 @@ from ._rule import UpdateRule
 
 
 class MuP(AbstractParametrization):
-    r"""The maximal update parametrization: every pre-activation changes by as much at any width.
+    r"""The maximal update parametrization: pre-activations change by the same amount at every width.
 
-    With $n$ the fan-in, $m$ the fan-in multiplier and $\tilde m$ the fan-out multiplier of an array:
+    For an array with fan-in $n$, fan-in multiplier $m$ and fan-out multiplier $\tilde m$:
 
-    | role | initial standard deviation | forward multiplier | scale: scale-free | proportional | orthogonalized |
+    | role | initial standard deviation | forward multiplier | update: scale-free | proportional | orthogonalized |
     | --- | --- | --- | --- | --- | --- |
     | input | $n^{-1/2}$ | `input_mult` | 1 | $\tilde m$ | $\sqrt{\tilde m}$ |
     | hidden | $n^{-1/2}$ | 1 | $1/m$ | $\tilde m / m$ | $\sqrt{\tilde m / m}$ |
     | output | 0 | `output_mult` $/\,m$ | 1 | $m$ | $\sqrt{m}$ |
-    | vector | `bias_std`; $n^{-1/2}$ between fixed sides | 1 | 1 | $\tilde m$ | $\sqrt{\tilde m}$ |
+    | vector | `bias_std` ($n^{-1/2}$ for weights) | 1 | 1 | $\tilde m$ | $\sqrt{\tilde m}$ |
 
-    The update scale follows from the optimizer's [`lo_components.parametrization.UpdateRule`][]; that of hidden weights
-    is also multiplied by `hidden_mult`.
+    The last three columns are the update scale, for the three kinds of
+    [`lo_components.parametrization.UpdateRule`][]. For hidden weights it is also multiplied by `hidden_mult`.
 
-    Attention logits are divided by the head's size (times the square root of the base head's size, where there is a
-    base). An optimizer tuned or meta-trained on narrow networks then works on wide ones.
+    Attention logits are multiplied by $1/d$ for heads of size $d$, or by $\sqrt{d_0}/d$ if there is a base size $d_0$.
+    An optimizer that was tuned or meta-trained on narrow networks then works on wide ones.
 
     **Arguments:**
 
-    - `input_mult`, `output_mult`, `hidden_mult`: hyper-multipliers, 1 for learned optimizers, tuned for muAdam.
-    - `bias_std`: of the initial biases; the muLO paper's networks use 1.
+    - `input_mult`, `output_mult`, `hidden_mult`: hyper-multipliers; 1 for learned optimizers, tuned for muAdam.
+    - `bias_std`: standard deviation of the initial biases; the muLO paper's networks use 1.
 
     ??? cite "Source"
         Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8; muLO (arXiv 2406.00153), section 4.1.
@@ -46,7 +46,7 @@ class MuP(AbstractParametrization):
 
     def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
         multiplier = self.hidden_mult if width.role == "hidden" else 1.0
-        # The readout's forward multiplier is the inverse of its fan-in multiplier.
+        # The readout's forward multiplier is already the inverse of its fan-in multiplier.
         fan_in = rule.fan_in - (1 + rule.gradient_power if width.role == "output" else 0)
         return multiplier * width.fan_out_mult**rule.fan_out / width.fan_in_mult**fan_in
 

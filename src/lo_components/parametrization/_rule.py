@@ -6,18 +6,18 @@ from jaxtyping import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class UpdateRule:
-    r"""How the size of an optimizer's update depends on the gradient, which decides how it must scale with the width.
+    r"""How the size of an optimizer's update depends on the gradient, and so how it must scale with the width.
 
-    With $m$ and $\tilde m$ the fan-in and fan-out multipliers of a weight whose layer multiplies it by $\alpha$, the
-    maximal update is the optimizer's times $\tilde m^{b}\, m^{-a}\, \alpha^{-(1 + s)}$.
+    For a weight with fan-in multiplier $m$, fan-out multiplier $\tilde m$ and forward multiplier $\alpha$, muP
+    multiplies the optimizer's update by $\tilde m^{b}\, m^{-a}\, \alpha^{-(1 + s)}$.
 
     **Arguments:**
 
     - `fan_in`: $a$.
     - `fan_out`: $b$.
-    - `gradient_power`: $s$, where multiplying all gradients by $c$ multiplies updates by $c^s$.
+    - `gradient_power`: $s$; multiplying all gradients by $c$ multiplies updates by $c^s$.
 
-    The three rules in use follow from one condition: the change of a weight has a spectral norm of the order of
+    The three rules below follow from one condition: the change of a weight has a spectral norm of order
     $\sqrt{\text{fan-out} / \text{fan-in}}$.
 
     | rule | optimizers | $a$ | $b$ | $s$ |
@@ -26,12 +26,12 @@ class UpdateRule:
     | `PROPORTIONAL` | SGD, with or without momentum | 1 | 1 | 1 |
     | `ORTHOGONALIZED` | Muon, Shampoo: all singular values of the update equal 1 | 1/2 | 1/2 | 0 |
 
-    `ORTHOGONALIZED` is for matrices that are orthogonalized, and for tensors whose update has norm 1. Muon
-    implementations that multiply by $\sqrt{\max(1, \text{fan-out} / \text{fan-in})}$ are covered for hidden matrices
-    whose sides grow alike. Embeddings with more tokens than units should not be orthogonalized: their rows' updates
-    would grow with the width.
+    `ORTHOGONALIZED` applies to orthogonalized matrices, and to tensors whose update has norm 1. It also covers Muon
+    implementations that multiply by $\sqrt{\max(1, \text{fan-out} / \text{fan-in})}$, for hidden matrices whose sides
+    grow at the same rate. Do not orthogonalize embeddings with more tokens than units: the updates of their rows would
+    grow with the width.
 
-    `UNSCALED` is the rule of updates that already have the right size, such as means of workers' deltas.
+    `UNSCALED` is for updates that already have the right size, such as the mean of workers' deltas.
 
     ??? cite "Source"
         Yang, Simon & Bernstein, *A Spectral Condition for Feature Learning* (arXiv 2310.17813); for Muon
@@ -44,12 +44,12 @@ class UpdateRule:
 
 
 def every_leaf(params: PyTree, rule: UpdateRule) -> PyTree[UpdateRule]:
-    """One rule for all parameters.
+    """A tree with the same rule for all parameters.
 
     **Arguments:**
 
     - `params`: a pytree of arrays.
-    - `rule`: for each of them.
+    - `rule`: the rule of every array.
 
     **Returns:** the structure of `params` with `rule` at every leaf.
     """

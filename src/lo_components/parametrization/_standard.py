@@ -3,11 +3,10 @@ from ._rule import UpdateRule
 
 
 class SP(AbstractParametrization):
-    r"""The standard parametrization: $1/\sqrt{\text{fan-in}}$ as standard deviation of weights, zero biases, no
-    multipliers.
+    r"""The standard parametrization: weights of standard deviation $1/\sqrt{\text{fan-in}}$, zero biases.
 
-    Attention logits are divided by the square root of the head's size. Under it the best learning rate falls as the
-    width grows, and feature learning blows up at a fixed one.
+    There are no multipliers. Attention logits are divided by the square root of the head size. The best learning rate
+    falls as the width grows; at a fixed rate, feature learning blows up.
     """
 
     def init_std(self, width: WidthSpec) -> float:

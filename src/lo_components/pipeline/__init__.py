@@ -1,4 +1,4 @@
-"""From a tensor's gradient to its update: accumulators, features, a head and a step rule."""
+"""Pipelines map a tensor's gradient to its update: accumulators, features, a head and a step rule."""
 
 from ._pipeline import Pipeline as Pipeline
 from ._trees import PipelineState as PipelineState

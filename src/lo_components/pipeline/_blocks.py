@@ -1,4 +1,4 @@
-"""Evaluation of large tensors in blocks of rows that stay in the cache (benchmarks/update.py)."""
+"""Evaluate large tensors in blocks of rows that fit in the cache (measured by benchmarks/update.py)."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, Int
 from .. import _tree
 from ..features import AbstractFeature, Channels, TensorView
 
-# Elements in a block, at least.
+# The least number of elements in a block.
 _BLOCK_SIZE = 2**15
 
 SquareSums = list[tuple[Float[Array, " c"] | None, int]]
 
 
 def rows_per_block(shape: tuple[int, ...]) -> int:
-    """How many rows of a tensor to evaluate at a time; all of them if it is small."""
+    """The number of rows of a tensor to evaluate at a time; all if it is small."""
     size = math.prod(shape)
     if size < _tree.BLOCKED_FROM:
         return shape[0]
@@ -27,7 +27,7 @@ def rows_per_block(shape: tuple[int, ...]) -> int:
 def square_sums(features: AbstractFeature, view: TensorView, rows: int) -> SquareSums:
     """`square_sum` and `count` of the channels of the whole tensor, accumulated over blocks of rows.
 
-    Channels that are constant along the rows are counted in every block, in the sum as in the count.
+    Channels that are constant along the rows count once per block, both in the sum and in the count.
     """
     num_blocks, rest = divmod(view.param.shape[0], rows)
     like = jax.eval_shape(features, view.rows(jnp.asarray(0), rows))
@@ -50,7 +50,7 @@ def square_sums(features: AbstractFeature, view: TensorView, rows: int) -> Squar
 
 
 def with_square_sums(channels: tuple[Channels, ...], sums: SquareSums) -> tuple[Channels, ...]:
-    """The channels of some rows, to be divided by root mean squares over the whole tensor."""
+    """The channels of some rows, normalized with sums over the whole tensor."""
     return tuple(Channels(c.values, *s, c.eps) for c, s in zip(channels, sums, strict=True))
 
 
@@ -62,7 +62,7 @@ def map_rows(
     num_blocks, rest = divmod(shape[0], rows)
 
     def evaluated(start: Int[Array, ""], size: int) -> Float[Array, "rows ..."]:
-        # Without the barrier XLA fuses the arithmetic into the write, element by element.
+        # Without the barrier, XLA fuses the arithmetic into the write, element by element, which is slower.
         return jax.lax.optimization_barrier(fn(view.rows(start, size)))
 
     def block(i: Int[Array, ""], out: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

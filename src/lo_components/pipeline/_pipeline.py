@@ -11,7 +11,7 @@ from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
 
 
 class Pipeline(eqx.Module):
-    r"""The update of one tensor: accumulators, features, a head and a step rule.
+    r"""Maps one tensor's gradient to its update: accumulators, features, a head and a step rule.
 
     For a tensor $p$ with gradient $g$ and accumulator states $a$, at step $t$:
 
@@ -20,8 +20,8 @@ class Pipeline(eqx.Module):
 
     Arithmetic and state are float32 for any parameter dtype. Scalars are treated as tensors of shape `[1]`; empty
     tensors get an empty update. Learners apply one pipeline to every tensor of a model:
-    [`lo_components.optimizers.LearnedOptimizer`][] feeds it gradients,
-    [`lo_components.aggregators.LearnedAggregator`][] the deltas of workers.
+    [`lo_components.optimizers.LearnedOptimizer`][] to gradients, [`lo_components.aggregators.LearnedAggregator`][] to
+    workers' deltas.
 
     ??? cite "Source"
         The decomposition common to Metz et al. (arXiv 2009.11243), small_fc_lopt and muLO (arXiv 2406.00153).
@@ -41,12 +41,12 @@ class Pipeline(eqx.Module):
     ):
         """**Arguments:**
 
-        - `accumulators`: what to remember about the tensor; each must produce a different statistic.
-        - `features`: what the head sees; may ask only for statistics that an accumulator produces.
-        - `head`: takes `features.size` channels, returns `step_rule.in_size`.
+        - `accumulators`: the tensor's state; each must produce a different statistic.
+        - `features`: the head's inputs; they may require only statistics that an accumulator produces.
+        - `head`: maps `features.size` channels to `step_rule.in_size` outputs.
         - `step_rule`: turns the head's outputs into the update.
 
-        Raises `ValueError` if two parts do not fit together.
+        Raises `ValueError` if parts do not fit together.
         """
         self.accumulators = tuple(accumulators)
         self.features = features
@@ -97,10 +97,10 @@ class Pipeline(eqx.Module):
 
         **Arguments:**
 
-        - `grad`: its gradient; in a round, its pseudo-gradient (the mean of the workers' deltas).
-        - `states`: of the accumulators, from `init` or the previous `update`.
+        - `grad`: its gradient; for aggregators, the mean of the workers' deltas.
+        - `states`: the accumulators' states, from `init` or the previous `update`.
         - `param`: the tensor before the step.
-        - `deltas`: each worker's delta, in a round.
+        - `deltas`: for aggregators, each worker's delta.
         - `step`: the number of steps taken before this one.
         - `num_steps`, `loss`: the length of training and the current loss, if known.
 
@@ -127,7 +127,7 @@ class Pipeline(eqx.Module):
         shape, rows = view.param.shape, rows_per_block(view.param.shape)
         if rows == shape[0]:
             return self._pointwise(self.features(view), view)
-        # Two passes: the sums of the channels' squares, over blocks of rows that stay in the cache, then the rest.
+        # Two passes over blocks of rows that fit in the cache: first the sums of squares, then everything else.
         sums = square_sums(self.features, view, rows)
 
         def block(part: TensorView) -> Float[Array, "rows ..."]:
@@ -142,7 +142,7 @@ class Pipeline(eqx.Module):
 
 
 def _as_tensor(x) -> Float[Array, "*shape"]:
-    """`x` in float32, of rank 1 or more."""
+    """`x` in float32, with at least one axis."""
     x = jnp.asarray(x).astype(jnp.float32)
     return x.reshape(1) if x.ndim == 0 else x
 

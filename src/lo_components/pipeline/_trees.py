@@ -1,4 +1,4 @@
-"""One pipeline for every tensor of a model."""
+"""Apply one pipeline to every tensor of a model."""
 
 import equinox as eqx
 import jax
@@ -43,14 +43,15 @@ def update_tree(
     num_steps: Int[Array, ""] | None = None,
     loss: Float[Array, ""] | None = None,
 ) -> tuple[Params, PipelineState]:
-    """One step of every tensor. The result for one tensor does not depend on the others.
+    """One step of every tensor. Each tensor's result is independent of the other tensors.
 
     **Arguments:**
 
     - `pipeline`: applied to every tensor.
-    - `grads`, `params`: trees of one structure.
+    - `grads`, `params`: gradients and parameters, in one structure.
     - `state`: from `init_tree` or the previous `update_tree`.
-    - `deltas`, `num_steps`, `loss`: as in [`lo_components.pipeline.Pipeline.update`][].
+    - `deltas`: for aggregators, each worker's deltas, in the same structure.
+    - `num_steps`, `loss`: the length of training and the current loss, if known.
 
     **Returns:** the updates to add to `params`, in their dtypes, and the next state.
     """

@@ -1,4 +1,4 @@
-"""Published compositions, each with its source, and their closest relatives."""
+"""Published learned optimizers and aggregators, each with its source, and close variants."""
 
 from ._aggregators import lagg as lagg
 from ._aggregators import lagg_a as lagg_a

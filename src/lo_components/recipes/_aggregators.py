@@ -10,9 +10,9 @@ from ._pipelines import with_factored_features, with_mlp
 
 
 def lagg_a(num_workers: int, *, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedAggregator:
-    """LAgg-A: the features of small_fc_lopt, with each worker's delta in place of the gradient: $K + 38$ features.
+    """The aggregator LAgg-A: small_fc_lopt's features, with each worker's delta in place of the gradient.
 
-    Statistics are those of the mean delta. Built for exactly $K$ workers, whose order matters.
+    It has $K + 38$ features; accumulators see the mean delta. It is built for exactly $K$ workers, in a fixed order.
 
     **Arguments:**
 
@@ -27,11 +27,11 @@ def lagg_a(num_workers: int, *, key: PRNGKeyArray, **options: Unpack[Options]) -
 
 
 def pooled_lagg_a(*, embedding_size: int = 8, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedAggregator:
-    """LOpt-A that also sees a pooled embedding of the workers' deltas: for any number of workers, in any order.
+    """An LOpt-A that also sees a pooled embedding of the workers' deltas. Any number of workers, in any order.
 
     **Arguments:**
 
-    - `embedding_size`: channels of [`lo_components.features.PooledWorkerDeltas`][].
+    - `embedding_size`: number of channels of [`lo_components.features.PooledWorkerDeltas`][].
     - `key`: for the initial weights.
     - `options`: see [`lo_components.recipes.Options`][]; decay rates are per round.
 
@@ -44,7 +44,9 @@ def pooled_lagg_a(*, embedding_size: int = 8, key: PRNGKeyArray, **options: Unpa
 
 
 def lopt_a(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedAggregator:
-    """LOpt-A: small_fc_lopt with the mean delta in place of the gradient, 39 features; for any number of workers.
+    """The aggregator LOpt-A: small_fc_lopt with the mean delta in place of the gradient. Any number of workers.
+
+    It has 39 features.
 
     **Arguments:**
 
@@ -58,11 +60,13 @@ def lopt_a(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedAggregato
 
 
 def lagg(num_workers: int, *, key: PRNGKeyArray, **options: Unpack[HeadOptions]) -> LearnedAggregator:
-    """LAgg: each worker's delta, the parameter and the time, $K + 12$ features; its only state is the round number.
+    """The aggregator LAgg, which sees each worker's delta, the parameter and the time.
+
+    It has $K + 12$ features; its only state is the round number.
 
     **Arguments:**
 
-    - `num_workers`: $K$, fixed as for [`lo_components.recipes.lagg_a`][].
+    - `num_workers`: $K$.
     - `key`: for the initial weights.
     - `options`: see [`lo_components.recipes.HeadOptions`][].
 
@@ -73,7 +77,9 @@ def lagg(num_workers: int, *, key: PRNGKeyArray, **options: Unpack[HeadOptions])
 
 
 def lopt(*, key: PRNGKeyArray, **options: Unpack[HeadOptions]) -> LearnedAggregator:
-    """LOpt: the mean delta, the parameter and the time, 13 features; its only state is the round number.
+    """The aggregator LOpt, which sees the mean delta, the parameter and the time.
+
+    It has 13 features; its only state is the round number.
 
     **Arguments:**
 

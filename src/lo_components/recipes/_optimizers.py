@@ -10,7 +10,7 @@ from ._pipelines import with_factored_features, with_mlp
 
 
 def small_fc_lopt(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedOptimizer:
-    """The per-parameter MLP optimizer small_fc_lopt: 39 features, meta-learned decay rates.
+    """The per-parameter MLP optimizer small_fc_lopt, with 39 features and meta-learned decay rates.
 
     **Arguments:**
 
@@ -28,8 +28,8 @@ def small_fc_lopt(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedOp
 def mulo(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedOptimizer:
     """The learned optimizer of the muLO paper: small_fc_lopt with 32 hidden units and a step multiplier of 0.01.
 
-    The parametrization of its tasks makes it muLO: meta-train and use it on networks under
-    [`lo_components.parametrization.MuP`][], whose update scales the inner steps apply around it.
+    To get muLO, meta-train and use it on networks under [`lo_components.parametrization.MuP`][]; inner steps apply the
+    update scales.
 
     **Arguments:**
 
@@ -49,11 +49,13 @@ def lolv2(
     key: PRNGKeyArray,
     **options: Unpack[HeadOptions],
 ) -> LearnedOptimizer:
-    """The simplest MLP optimizer: gradient, parameter, six momenta and the time, 19 features; constant decay rates.
+    """The simplest MLP optimizer, which sees the gradient, the parameter, six momenta and the time.
+
+    It has 19 features; decay rates are constants.
 
     **Arguments:**
 
-    - `decays`: of the momenta.
+    - `decays`: the decay rates of the momenta.
     - `key`: for the initial weights.
     - `options`: see [`lo_components.recipes.HeadOptions`][].
 

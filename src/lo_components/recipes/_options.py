@@ -2,11 +2,11 @@ from typing import TypedDict
 
 
 class HeadOptions(TypedDict, total=False):
-    """Keywords of all recipes: the size of the MLP, and the constants of its step.
+    """Keyword arguments of all recipes: the size of the MLP and the constants of its step rule.
 
     **Arguments:**
 
-    - `hidden_size`: units in each hidden layer of the MLP; 32 by default, as in both papers.
+    - `hidden_size`: the number of units in each hidden layer; 32 by default, as in the muLO and LAgg-A papers.
     - `hidden_layers`: the number of hidden layers; 2 by default.
     - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][]; 0.001 by default.
     """
@@ -18,14 +18,15 @@ class HeadOptions(TypedDict, total=False):
 
 
 class Options(HeadOptions, total=False):
-    """Keywords of recipes with the accumulators of small_fc_lopt.
+    """Keyword arguments of recipes with the accumulators of small_fc_lopt.
 
     **Arguments:**
 
+    - `hidden_size`, `hidden_layers`, `step_mult`, `exp_mult`: as in [`lo_components.recipes.HeadOptions`][].
     - `momentum_decays`: initial decay rates of the momenta; 0.9, 0.99 and 0.999 by default.
     - `rms_decay`: initial decay rate of the squared gradient; 0.999 by default.
-    - `factored_decays`: initial decay rates of the factored squares, as many as there are momenta; 0.9, 0.99 and 0.999
-        by default.
+    - `factored_decays`: initial decay rates of the factored squares; 0.9, 0.99 and 0.999 by default. Recipes raise
+        `ValueError` unless there are as many as momenta.
     """
 
     momentum_decays: tuple[float, ...]

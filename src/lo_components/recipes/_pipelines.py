@@ -1,4 +1,4 @@
-"""The pipelines that recipes share."""
+"""Pipelines that several recipes use."""
 
 from typing import Unpack
 
@@ -23,7 +23,7 @@ def with_factored_features(
     key: PRNGKeyArray,
     **options: Unpack[HeadOptions],
 ) -> Pipeline:
-    """small_fc_lopt's pipeline with `inputs` in place of the gradient as the first of its features."""
+    """The pipeline of small_fc_lopt, with `inputs` in place of the gradient as its first feature."""
     count = len(momentum_decays)
     if len(factored_decays) != count:
         raise ValueError(
@@ -61,7 +61,7 @@ def with_mlp(
     exp_mult: float = 1e-3,
     key: PRNGKeyArray,
 ) -> Pipeline:
-    """Normalized features and a time embedding, an MLP, and a step with direction and magnitude."""
+    """A pipeline of normalized features, a time embedding, an MLP, and a step of direction and magnitude."""
     features = ft.Concat(ft.RMSNormalized(normalized, eps=1e-5), ft.TimeEmbedding())
     return Pipeline(
         accumulators=accumulators,

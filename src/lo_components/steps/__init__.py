@@ -1,4 +1,4 @@
-"""From a head's outputs to an update."""
+"""Step rules map a head's outputs to an update."""
 
 from ._base import AbstractStepRule as AbstractStepRule
 from ._direction import Direction as Direction

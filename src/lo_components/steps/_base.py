@@ -9,11 +9,11 @@ from ..parametrization import UpdateRule
 
 
 class AbstractStepRule(eqx.Module):
-    """Turns a head's outputs for one tensor into the update of that tensor, with optax's sign (it is *added*).
+    """Maps a head's outputs for one tensor to the tensor's update, with optax's sign (it is *added*).
 
-    `in_size` is the number of outputs it takes; `pointwise` says whether element `i` of the update depends only on
-    element `i` of its inputs, so that a tensor may be evaluated in blocks; `update_rule` says how the size of the
-    update depends on the gradient, for features that do not depend on its scale.
+    `in_size` is the number of outputs that it takes. `pointwise` says whether each element of the update depends only
+    on the same element of the inputs, so that a tensor can be evaluated in blocks. `update_rule` says how the size of
+    the update depends on the gradient, if features do not depend on the gradient's scale.
     """
 
     in_size: AbstractVar[int]
@@ -22,4 +22,4 @@ class AbstractStepRule(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, out: Float[Array, "in_size *shape"], view: TensorView) -> Float[Array, "*shape"]:
-        """The update to add to the parameter."""
+        """The update to add to the parameter, from the head's outputs `out`; `view` gives the tensor itself."""

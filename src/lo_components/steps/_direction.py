@@ -10,7 +10,7 @@ from ._base import AbstractStepRule
 
 
 class Direction(AbstractStepRule):
-    r"""$\Delta p = -\lambda\, o_0$: the head's only output is the step, up to a constant.
+    r"""$\Delta p = -\lambda\, o_0$: the head's single output times a constant.
 
     **Arguments:**
 
