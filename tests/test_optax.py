@@ -226,8 +226,15 @@ def test_rules_that_cannot_be_measured_have_to_be_declared():
     }.items():
         with pytest.raises(ValueError, match=words):
             OptaxOptimizer(transformation).update_rules({"b": PARAMS["b"], "w": PARAMS["w"]})
-    declared = {"b": SCALE_FREE, "w": ORTHOGONALIZED}
-    assert OptaxOptimizer(optax.contrib.muon(0.1), update_rule=declared).update_rules(PARAMS) is declared
+    muon = OptaxOptimizer(
+        optax.contrib.muon,
+        0.1,
+        update_rule=lambda params: jax.tree.map(lambda p: ORTHOGONALIZED if p.ndim == 2 else SCALE_FREE, params),
+    )
+    params = {"b": PARAMS["b"], "w": PARAMS["w"]}
+    assert muon.update_rules(params) == {"b": SCALE_FREE, "w": ORTHOGONALIZED}
+    updates, _ = muon.update(params, muon.init(params), params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     assert OptaxOptimizer(optax.sgd(0.1), update_rule=PROPORTIONAL).update_rules(PARAMS["w"]) == PROPORTIONAL
 
 

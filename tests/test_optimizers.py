@@ -350,7 +350,8 @@ import optax
 key = jax.random.key(0)
 params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 learned = loc.recipes.lolv2(hidden_size=2, key=key)
-optimizers = [learned, OptaxOptimizer(optax.adam, 0.1), OptaxOptimizer(optax.sgd, 0.1), Scaled(learned, {"w": 1.0, "b": 1.0}), Clipped(learned, 1.0),
+optimizers = [learned, OptaxOptimizer(optax.adam, 0.1), OptaxOptimizer(optax.sgd, 0.1),
+              Scaled(learned, {"w": 1.0, "b": 1.0}), Clipped(learned, 1.0),
               OptaxOptimizer(optax.sgd(0.1))]
 ints = {"w": jnp.ones((2, 3), int), "b": jnp.ones(3, int)}
 wrong_grads = {

@@ -24,13 +24,13 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
 
     transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation = eqx.field(static=True)
     hyperparameters: dict[str, Any]
-    update_rule: PyTree[UpdateRule] | None
+    update_rule: UpdateRule | Callable[[Params], PyTree[UpdateRule]] | None
 
     def __init__(
         self,
         transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation,
         *args: Any,
-        update_rule: PyTree[UpdateRule] | None = None,
+        update_rule: UpdateRule | Callable[[Params], PyTree[UpdateRule]] | None = None,
         **kwargs: Any,
     ):
         """**Arguments:**
@@ -38,9 +38,9 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         - `transformation`: a function that returns a transformation, such as `optax.adam`, or a transformation.
         - `args`, `kwargs`: the function's arguments.
         - `update_rule`: how the size of its updates depends on the gradient: one
-            [`lo_components.parametrization.UpdateRule`][], or a tree with one for each leaf of the parameters. `None`:
-            measured with gradients of several sizes. Updates that are orthogonalized, or proportional to small
-            gradients only (clipped SGD, Adagrad), must be declared.
+            [`lo_components.parametrization.UpdateRule`][], or a function from parameters to a tree with one for each
+            leaf, as for Muon, which leaves vectors to Adam. `None`: measured with gradients of several sizes. Updates
+            that are orthogonalized, or proportional to small gradients only (clipped SGD, Adagrad), must be declared.
 
         Raises `TypeError` if `transformation` is neither, or does not accept these arguments.
         """
@@ -66,7 +66,11 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         """
         if self.update_rule is None:
             return measured_rules(self, params)
-        return every_leaf(params, self.update_rule) if isinstance(self.update_rule, UpdateRule) else self.update_rule
+        return (
+            every_leaf(params, self.update_rule)
+            if isinstance(self.update_rule, UpdateRule)
+            else self.update_rule(params)
+        )
 
     def made(self) -> optax.GradientTransformationExtraArgs:
         """The optax transformation, with its hyperparameters."""
