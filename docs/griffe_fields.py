@@ -64,7 +64,8 @@ def _parameter(field: Attribute) -> Parameter | None:
         call = ast.parse(str(default), mode="eval").body
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "eqx.field":
             options = {k.arg: ast.unparse(k.value) for k in call.keywords}
-            default = options.get("default")
+            factory = options.get("default_factory")
+            default = f"{factory}()" if factory else options.get("default")
     if options.get("init") == "False":
         return None
     kind = ParameterKind.keyword_only if options.get("kw_only") == "True" else ParameterKind.positional_or_keyword

@@ -10,7 +10,7 @@ CONTRIBUTING = SOURCE.parents[1] / "CONTRIBUTING.md"
 # Each package may import those of the lines above it, and itself.
 _ORDER = re.search(r"## Direction of dependencies.*?```\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL)
 LAYERS = [set(line.split(", ")) for line in _ORDER[1].splitlines()]
-SHARED = LAYERS[0]
+SHARED = {name for name in set().union(*LAYERS) if name.startswith("_")}
 
 
 def _imports(path):

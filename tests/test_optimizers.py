@@ -323,7 +323,7 @@ def test_heads_that_fit_neither_features_nor_step_rule_are_refused():
 def test_statistics_with_another_number_of_channels_than_features_declare_are_refused():
     optimizer = _build((SquaredMomentum((0.9, 0.99)),), Squares(), (1, 2))
     with pytest.raises(
-        ValueError, match="takes 1 channels, but the features yield 2: does each feature's `size` match"
+        ValueError, match="takes 1 channels, but the features yield 2; check that each feature's `size`"
     ):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)), jnp.ones(3))
 
@@ -350,7 +350,7 @@ import optax
 key = jax.random.key(0)
 params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 learned = loc.recipes.lolv2(hidden_size=2, key=key)
-optimizers = [learned, Adam(0.1), SGD(0.1), Scaled(learned, {"w": 1.0, "b": 1.0}), Clipped(learned, 1.0),
+optimizers = [learned, OptaxOptimizer(optax.adam, 0.1), OptaxOptimizer(optax.sgd, 0.1), Scaled(learned, {"w": 1.0, "b": 1.0}), Clipped(learned, 1.0),
               OptaxOptimizer(optax.sgd(0.1))]
 ints = {"w": jnp.ones((2, 3), int), "b": jnp.ones(3, int)}
 wrong_grads = {
@@ -378,7 +378,7 @@ for optimizer in optimizers:
     else:
         print(name, "init", "passed silently")
 try:
-    learned.update(params, Adam(0.1).init(params), params)
+    learned.update(params, OptaxOptimizer(optax.adam, 0.1).init(params), params)
 except Exception as error:
     print("LearnedOptimizer state", "state" in str(error))
 else:

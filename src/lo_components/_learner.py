@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-# An optimizer or an aggregator.
 Learner: TypeAlias = eqx.Module
+"""An optimizer or an aggregator."""
 
 
 class Constant(eqx.Module):

@@ -59,7 +59,7 @@ class FreshNoise(AbstractNoise[None]):
         return None
 
     def sample(self, theta, std, state, window, *, key):
-        noise = _normal(theta, std, key=key)
+        noise = _scaled(std, _tree.normal_like(theta, key=key))
         return noise, _score(noise, std), None
 
 
@@ -106,15 +106,17 @@ class PersistentNoise(AbstractNoise[NoiseState]):
     def sample(self, theta, std, state, window, *, key):
         new = window % self.windows_per_draw == 0
         key, sample_std = _tree.where(new, (key, std), (state.key, state.std))
-        noise = _normal(theta, sample_std, key=key)
+        normal = _tree.normal_like(theta, key=key)
+        fresh = _scaled(std, normal)
+        noise = _tree.where(new, fresh, _scaled(state.std, normal))
         score = jax.tree.map(lambda total: jnp.where(window == 0, 0.0, total), state.score)
-        score = jax.tree.map(lambda total, one: jnp.where(new, total + one, total), score, _score(noise, std))
+        score = jax.tree.map(lambda total, one: jnp.where(new, total + one, total), score, _score(fresh, std))
         return noise, score, NoiseState(score, key, sample_std)
 
 
-def _normal(theta: Any, std: Float[Array, ""], *, key: PRNGKeyArray) -> Any:
-    """Gaussian noise of standard deviation `std`, rounded to the dtypes of theta."""
-    return jax.tree.map(lambda e: (std * e.astype(jnp.float32)).astype(e.dtype), _tree.normal_like(theta, key=key))
+def _scaled(std: Float[Array, ""], normal: Any) -> Any:
+    """Noise of standard deviation `std`, rounded to the dtypes of theta."""
+    return jax.tree.map(lambda e: _tree.scaled(std, e), normal)
 
 
 def _score(noise: Any, std: Float[Array, ""]) -> Any:

@@ -57,6 +57,13 @@ def every_leaf(params: PyTree, rule: UpdateRule) -> PyTree[UpdateRule]:
 
 
 SCALE_FREE = UpdateRule(fan_in=1.0, fan_out=0.0, gradient_power=0.0)
+"""Updates that do not depend on the scale of the gradient: Adam and learned optimizers."""
+
 PROPORTIONAL = UpdateRule(fan_in=1.0, fan_out=1.0, gradient_power=1.0)
+"""Updates that are proportional to the gradient: SGD."""
+
 ORTHOGONALIZED = UpdateRule(fan_in=0.5, fan_out=0.5, gradient_power=0.0)
+"""Updates with singular values of 1: Muon."""
+
 UNSCALED = UpdateRule(fan_in=0.0, fan_out=0.0, gradient_power=-1.0)
+"""Updates that have the right size already: means of deltas."""
