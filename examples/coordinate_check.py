@@ -16,10 +16,10 @@ import jax
 import optax
 
 import lo_components as loc
-from lo_components.parametrization import SP, MuP
+from lo_components.parametrization import ORTHOGONALIZED, SCALE_FREE, SP, MuP
 
 # Learning rates small enough that the first steps are nearly in the linear regime at the narrowest width.
-RATES = {"adam": 1e-3, "sgd": 0.1, "mulo": None}
+RATES = {"adam": 1e-3, "sgd": 0.1, "muon": 0.02, "mulo": None}
 NORMS = {"group": loc.nn.GroupNorm, "batch": loc.nn.BatchNorm}
 # Few steps: under SP, Adam blows up at once, and later the activations saturate.
 STEPS = 3
@@ -50,8 +50,22 @@ def make_optimizer(name: str, weights: Path | None):
     if name == "mulo":
         random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
         return random if weights is None else loc.weights.load(weights)
+    if name == "muon":
+        return make_muon()
     # An epsilon far below any gradient, since under muP gradients shrink with the width.
     return optax.adam(RATES["adam"], eps=1e-15) if name == "adam" else optax.sgd(RATES["sgd"])
+
+
+def make_muon():
+    """Orthogonalized updates of matrices; vectors are updated by Adam."""
+
+    def by_rank(matrix, other):
+        return lambda params: jax.tree.map(lambda p: matrix if p.ndim == 2 else other, params)
+
+    orthogonalized = optax.chain(optax.contrib.scale_by_muon(), optax.scale_by_learning_rate(RATES["muon"]))
+    transformations = {"muon": orthogonalized, "adam": optax.adam(RATES["adam"], eps=1e-15)}
+    mixed = optax.multi_transform(transformations, by_rank("muon", "adam"))
+    return loc.OptaxOptimizer(mixed, update_rule=by_rank(ORTHOGONALIZED, SCALE_FREE))
 
 
 def main(
@@ -68,8 +82,8 @@ def main(
     steps = 1 if smoke else STEPS
     checks, summary = {}, []
     for optimizer in optimizers:
-        # The scales of SGD grow with the width, so they need a base width at which they are 1.
-        base_width = widths[0] if optimizer == "sgd" else None
+        # The scales of SGD and Muon grow with the width, so they need a base width at which they are 1.
+        base_width = widths[0] if optimizer in ("sgd", "muon") else None
         for name, parametrization in (("SP", SP()), ("muP", MuP())):
             checks[f"{name}, {optimizer}"] = check = loc.meta.coordinate_check(
                 make_optimizer(optimizer, weights),

@@ -1,7 +1,7 @@
-"""The networks that the laws train, and how.
+"""Networks, tasks and optimizers of the property tests.
 
-Compilation is what these tests spend their time on. So tasks and optimizers are built once and everything that a law
-draws (seeds, learning rates, meta-parameters, multipliers, even the choice of Adam or SGD) is an array in them.
+These tests spend most of their time on compilation. So tasks and optimizers are built once, and everything that a test
+samples (seeds, learning rates, meta-parameters, multipliers, even the choice of Adam or SGD) is an array in them.
 """
 
 import functools
@@ -33,13 +33,13 @@ CLASSES, VOCAB, LENGTH = 4, 16, 8
 
 
 class AdamOrSGD(AbstractOptimizer):
-    """Adam where `adam` is true, plain SGD where it is not. Its update rule is that of `ScaledFor`, not this one."""
+    """Adam if `adam` is true, otherwise plain SGD. `ScaledFor` overrides the update rule."""
 
     learning_rate: Float[Array, ""]
     adam: Bool[Array, ""]
 
     def _adam(self):
-        # An epsilon that is negligible beside any gradient: muP divides gradients by the width.
+        # An epsilon far below any gradient, since under muP gradients fall as 1 / width.
         return OptaxOptimizer(optax.adam, self.learning_rate, eps=1e-15)
 
     def update_rules(self, params):
@@ -55,7 +55,7 @@ class AdamOrSGD(AbstractOptimizer):
 
 
 class Orthogonalized(AbstractOptimizer):
-    """Five Newton-Schulz steps on the gradient of each weight as a matrix `[out, rest]`; vectors are normalized."""
+    """Five Newton-Schulz steps on each weight's gradient, as a matrix `[out, rest]`; vectors are normalized."""
 
     learning_rate: Float[Array, ""]
 
@@ -98,7 +98,7 @@ def _learned(hidden_size: int):
 
 
 def learned(seed: int, theta_scale: float = 1.0) -> AbstractOptimizer:
-    """A learned optimizer whose MLP is drawn at random, its weights multiplied by `theta_scale`."""
+    """A learned optimizer with a random MLP, whose weights are multiplied by `theta_scale`."""
     rng = np.random.default_rng(seed)
     optimizer = _learned(4)
     theta = jax.tree.map(lambda x: _normal(rng, x.shape, theta_scale * x.shape[0] ** -0.5), optimizer.pipeline.head)
@@ -130,7 +130,7 @@ def _tokens():
 
 
 class _Either(AbstractParametrization):
-    """Scales for Adam or for SGD as arrays, so that one compiled program serves both."""
+    """Scales for Adam or SGD as arrays, so that both use the same compiled program."""
 
     base: AbstractParametrization
     adam: Bool[Array, ""]
@@ -166,7 +166,7 @@ class ScaledFor(AbstractTaskWrapper):
 
 @functools.cache
 def task(name: str, width: int, parametrization, base_width: int | None, **sizes) -> tasks.AbstractTask:
-    """A task of the zoo on noise as data, so that layers are unrelated."""
+    """A task of the zoo with noise as data."""
     common = dict(width=width, parametrization=parametrization, base_width=base_width, batch_size=32)
     if name == "mlp":
         return tasks.mlp_classification(_vectors(), **(dict(depth=3) | sizes), **common)
@@ -191,7 +191,7 @@ def coordinate_check(
     num_seeds: int,
     **sizes,
 ) -> meta.CoordinateCheck:
-    """The library's coordinate check, at the base width `widths[0]`."""
+    """The library's coordinate check, with base width `widths[0]`."""
 
     def make(width):
         built = task(name, width, parametrization, widths[0], **sizes)
@@ -209,7 +209,7 @@ def coordinate_check(
 
 
 class Separable(eqx.Module):
-    """A convolution, a depthwise one and a pointwise one, for one `[height, width]` image."""
+    """A full, a depthwise and a pointwise convolution, for one `[height, width]` image."""
 
     first: Conv
     depthwise: Conv
@@ -232,7 +232,7 @@ class Separable(eqx.Module):
 
 
 def shape_of_model(name: str, width: int, parametrization, base_width: int | None) -> Any:
-    """A model with shapes in place of arrays: nothing is drawn."""
+    """A model with shapes in place of arrays; nothing is sampled."""
 
     def build(key):
         common = dict(width=width, parametrization=parametrization, base_width=base_width, key=key)
@@ -252,7 +252,7 @@ def shape_of_model(name: str, width: int, parametrization, base_width: int | Non
 
 
 def inputs_for(name: str, rng, batch_size: int = 16):
-    """A batch of inputs, and the classes to predict for each (or for each token)."""
+    """A batch of inputs, and the class of each example (or token)."""
     if name == "lm":
         tokens = rng.integers(0, VOCAB, (batch_size, LENGTH + 1))
         return jnp.asarray(tokens[:, :-1], jnp.int32), jnp.asarray(tokens[:, 1:], jnp.int32)
@@ -264,10 +264,10 @@ def inputs_for(name: str, rng, batch_size: int = 16):
 def trajectory(
     model, params, scales, optimizer: AbstractOptimizer, inputs, classes, *, num_steps: int = 3
 ) -> np.ndarray:
-    """The function values before each step and after the last: `[steps + 1, batch, ..., classes]`.
+    """The outputs before each step and after the last one, `[steps + 1, batch, ..., classes]`.
 
-    - `model`: gives everything but the parameters. Its numbers, the multipliers, are made arrays.
-    - `params`, `scales`: parameters, and a factor on the update of each.
+    - `model`: everything except the parameters. Its floats, the multipliers, become arrays.
+    - `params`, `scales`: the parameters, and a factor on the update of each array.
     """
     rest = eqx.filter(model, eqx.is_inexact_array, inverse=True)
     rest = jax.tree.map(lambda x: None if isinstance(x, jax.ShapeDtypeStruct) else x, rest)

@@ -1,4 +1,4 @@
-"""What the laws are drawn over. Few distinct shapes: each costs a compilation."""
+"""Strategies of the property tests. There are few distinct shapes, since each one costs a compilation."""
 
 from hypothesis import strategies as st
 
@@ -12,5 +12,5 @@ gradient_scales = st.sampled_from([1e-4, 1e-2, 1.0, 30.0])
 
 
 def log_floats(low: float, high: float) -> st.SearchStrategy[float]:
-    """Floats of which each power of ten is as likely as any other."""
+    """Log-uniform floats from `low` to `high`."""
     return st.floats(0.0, 1.0).map(lambda u: low * (high / low) ** u)

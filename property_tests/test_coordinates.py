@@ -1,24 +1,24 @@
-"""How much pre-activations change in the first steps, at several widths: exponent 0 under muP, above 0.5 under SP.
+"""How the change of pre-activations in the first steps depends on the width: exponent 0 under muP, above 0.5 under SP.
 
-**Where the bounds come from.** The fitted exponent of a layer is a mean over seeds of slopes of `log(change)` over
-`log(width)`. Around the exponent of infinite width it has
+**Derivation of the bounds.** The fitted exponent of a layer is the mean over seeds of the slopes of `log(change)` over
+`log(width)`. It differs from the exponent at infinite width by
 
 - a standard error, which the check reports: three of them are allowed;
-- a bias, since the mean of a logarithm lies below the logarithm of the mean by half the relative variance, and that
-  variance is larger in narrow networks (it falls as 1 / width). It is measured: the variance of `log(change)` over the
-  seeds at the narrowest width. Divided by the range of `log(width)` it is twice the bias, which leaves as much again
-  for the 1 / width corrections to the change itself, which are of the same order;
-- `ALLOWANCE`: 0.05 for widths from 16 (corrections of 1/16 over `log(8)` = 2.1 are 0.03), which is what remains at wide
-  networks too, where Adam's 10 steps and random learned optimizers measured up to 0.1.
+- a bias: the mean of a logarithm lies below the logarithm of the mean by half the relative variance, which falls as
+  1 / width. The variance of `log(change)` over seeds is measured at the narrowest width. Divided by the range of
+  `log(width)`, it is twice the bias; the other half allows for 1 / width corrections to the change itself, which are of
+  the same order;
+- `ALLOWANCE`: 0.05 for widths from 16 (corrections of 1/16 over `log(8)` = 2.1 are 0.03). Wide networks need as much:
+  there, 10 steps of Adam and random learned optimizers measured up to 0.1.
 
-Multipliers that are missing change an exponent by 1/2 (initial values, attention) or by 1 and more (all others).
+A missing multiplier changes an exponent by 1/2 (initial values, attention) or by 1 and more (all others).
 
-**Why SP is asked for 0.5 only.** Adam moves every entry of a matrix by about its rate, with signs that align with the
-layer's input, so that n inputs add up to n rates: exponent 1 at infinite width. In narrow networks a part that does not
-grow, the one that comes from the layers below, is of equal size, and after a few steps the loss saturates; from widths
-of 16 at rates below 1e-3 the hidden layers and the readout measured 0.7 to 1.05 in steps 1 to 3. SGD's gradients are
-proportional to the layer's input, of squared length n, and to the signal from above, of size 1 / sqrt(n) below the
-readout: exponents 1 for the readout, 1/2 for hidden layers, -1/2 for the first.
+**The bound of 0.5 under SP.** Adam changes every entry of a matrix by about its learning rate, with signs that align
+with the layer's input, so n inputs add up to n rates: exponent 1 at infinite width. In narrow networks the part that
+comes from the layers below, which does not grow, is of equal size, and the loss saturates after a few steps. For widths
+from 16 and rates below 1e-3, hidden layers and readouts measured 0.7 to 1.05 in steps 1 to 3. SGD's gradients are
+proportional to the layer's input, of squared length n, and to the backpropagated signal, of size 1 / sqrt(n) below the
+readout: exponents 1 for the readout, 1/2 for hidden layers, -1/2 for the first layer.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ALLOWANCE = 0.05
 STEPS = 4
-# Seeds cost milliseconds once the networks are compiled. Exponents under SP need few, they are far from the bound.
+# Seeds cost milliseconds once the networks are compiled. Under SP few suffice, since exponents are far from the bound.
 narrow = dict(widths=(16, 48, 128), num_steps=STEPS, num_seeds=24, depth=2)
 narrow_sp = narrow | dict(widths=(16, 128), num_seeds=6)
-# What takes long to compile, at two widths.
+# Two widths only, for networks that are slow to compile.
 narrow_learned = dict(widths=(16, 128), num_steps=STEPS, num_seeds=12, depth=2)
 WIDTHS = narrow_learned["widths"]
 two_widths = dict(widths=WIDTHS, num_steps=STEPS, num_seeds=12)
@@ -57,7 +57,7 @@ narrow_learned_sp = narrow_learned | dict(num_seeds=4)
 def exponents_and_bounds(
     check: CoordinateCheck, step: int, allowance: float = ALLOWANCE
 ) -> dict[str, tuple[float, float]]:
-    """For each layer that changed, its exponent and how far from 0 it may be."""
+    """The exponent of each layer that changed, and the bound on its absolute value."""
     found = {}
     for i, (layer, exponent) in enumerate(check.exponents(step).items()):
         if exponent is not None:
@@ -93,8 +93,8 @@ def test_under_mup_no_layer_depends_on_the_width_with_a_random_learned_optimizer
 
 @settings(max_examples=2)
 @given(seeds)
-def test_one_and_the_same_task_serves_adam_sgd_muon_and_a_learned_optimizer(seed):
-    """The inner step finds the scales that fit each update rule; optax transformations are measured."""
+def test_one_task_works_with_adam_sgd_muon_and_a_learned_optimizer(seed):
+    """The inner step computes scales for each update rule; rules of optax transformations are measured."""
     networks = {width: task("mlp", width, MuP(), WIDTHS[0], depth=2) for width in WIDTHS}
     for optimizer in (optax.adam(1e-2, eps=1e-15), optax.sgd(0.3), Orthogonalized(jnp.float32(0.1)), learned(seed)):
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
@@ -119,7 +119,7 @@ def test_with_the_scales_of_another_rule_layers_do_depend_on_the_width(seed, rul
 
 @given(seeds)
 def test_behind_a_readout_of_zero_nothing_moves_at_the_first_step_and_all_at_the_second(seed):
-    """Changes that are exactly zero have no exponent, and the check says so rather than leave the layer out."""
+    """A change of exactly zero has no exponent; the check reports the layer with `None`."""
     for parametrization, optimizer in ((MuP(), adam(1e-2)), (MuP(), sgd(0.3))):
         check = coordinate_check("mlp", parametrization, optimizer, seed=seed, **narrow)
         *hidden, readout = check.layers
@@ -163,7 +163,7 @@ OPTIMIZERS = {
 WIDE = {
     "mlp": dict(widths=(64, 256, 1024, 2048), num_steps=10, num_seeds=3, depth=3),
     "cnn": dict(widths=(64, 128, 256), num_steps=5, num_seeds=3),
-    # At 64 the first stage has 32 channels, 4 in each group of its normalization: too few to be near the limit.
+    # At width 64 the first stage has 32 channels, 4 per normalization group: too few to be near the limit.
     "resnet": dict(widths=(128, 256), num_steps=5, num_seeds=3),
     "vit": dict(widths=(64, 128, 256), num_steps=5, num_seeds=3),
     "lm": dict(widths=(64, 128, 256), num_steps=5, num_seeds=3),
@@ -171,13 +171,13 @@ WIDE = {
 
 
 def allowance(name: str, optimizer: str) -> float:
-    """What finite widths may add to the bound, where three seeds leave the error itself uncertain.
+    """The allowance for finite widths, given that three seeds leave the standard error itself uncertain.
 
-    0.1, and 0.2 for learned optimizers and networks with normalization, as measured at these widths. More for SGD with
-    normalization: below a readout that starts at zero, what one example (or token) does to another goes by the inner
-    product of their features. In networks of width n its random part is 1 / sqrt(n), 1/8 at width 64, beside a mean
-    that is no larger where features are normalized. So changes fall towards their limit as a mixture of n^0 and
-    n^(-1/2): exponents of -0.2 to -0.3 between widths of 64 and 256. A missing multiplier is a change by 1 or more.
+    It is 0.1, and 0.2 for learned optimizers and networks with normalization, as measured at these widths. SGD with
+    normalization needs more: below a readout that starts at zero, the effect of one example (or token) on another is
+    proportional to the inner product of their features. At width n its random part is 1 / sqrt(n), 1/8 at width 64; its
+    mean is no larger if features are normalized. So changes approach their limit as a mixture of n^0 and n^(-1/2):
+    exponents of -0.2 to -0.3 between widths 64 and 256. A missing multiplier changes exponents by 1 or more.
     """
     if optimizer == "SGD" and name in ("resnet", "vit", "lm"):
         return 0.35
@@ -197,8 +197,8 @@ def test_wide_networks_under_mup(name, optimizer):
 
 
 @pytest.mark.slow
-def test_without_groups_a_resnet_is_near_its_limit_from_narrow_widths_with_sgd():
-    """Groups of 4 channels, at width 64, are what the ResNet with group normalization is far from its limit for."""
+def test_with_batch_norm_a_resnet_is_near_its_limit_from_narrow_widths_with_sgd():
+    """With group normalization it is not, because groups have only 4 channels at width 64."""
     under_mup, _, parametrization = OPTIMIZERS["SGD"]
     sizes = dict(widths=(64, 128, 256), num_steps=3, num_seeds=12)
     check = coordinate_check("resnet, batch norm", parametrization, under_mup, seed=0, **sizes)
@@ -218,8 +218,8 @@ def test_wide_networks_under_sp(name, optimizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scales", ["ours", "the research code's"])
-def test_attention_outputs_need_all_their_inputs_as_fan_in_where_heads_grow(scales):
-    """The research code scales their updates by the size of one head, which stays where the number of heads grows."""
+def test_attention_outputs_need_all_their_inputs_as_fan_in_if_heads_grow(scales):
+    """The research code scales their updates by the size of one head, which is constant if their number grows."""
     head_size = 16
 
     def make(width):

@@ -1,14 +1,14 @@
-"""DepthMuP: the change of the function does not depend on the depth; under MuP alone it grows with it.
+"""Under DepthMuP the change of the function does not depend on the depth; under MuP alone it grows with the depth.
 
-Only residual branches are trained here. Each of L residual blocks moves by as much, in much the same direction, and is
-multiplied by the branches' multiplier: L changes of size 1/L under muP with exponent 1, L of size `L**-a * L**(a - 1)`
-with exponent a. Without multipliers they add up to L, and the residual stream that they act on grows as well.
+Only residual branches are trained here. Each of L residual blocks changes by the same amount, in similar directions,
+and is multiplied by the branch multiplier. With exponent 1 there are L changes of size 1/L, with exponent a there are L
+changes of size `L**-a * L**(a - 1)`. Without multipliers they add up to L, and the residual stream grows as well.
 
-The bound: three standard errors and 0.1. At initialization a block makes the residual stream larger by a factor of
-1 + m^2 / 2, with m = L^-a the multiplier, so that in the end it is larger by exp(L^(1 - 2a) / 2): at L = 4 that is 13 %
-more than in the limit for exponent 1, and 28 % for exponent 3/4. Adam's change is proportional to its root and SGD's to
-itself, which over log(8) is an exponent of -0.03 (Adam) to -0.1 (SGD, 3/4). A multiplier that is missing changes the
-exponent by 1/2 or more.
+The bound is three standard errors plus 0.1. At initialization each block increases the squared norm of the residual
+stream by a factor of 1 + m^2 / 2, with the multiplier m = L^-a, so all blocks increase it by exp(L^(1 - 2a) / 2). At L
+= 4 that is 13 % more than in the limit for exponent 1, and 28 % for exponent 3/4. Adam's change is proportional to its
+square root and SGD's to the factor itself, which over log(8) is an exponent of -0.03 (Adam) to -0.1 (SGD, 3/4). A
+missing multiplier changes the exponent by 1/2 or more.
 """
 
 import equinox as eqx
@@ -33,7 +33,7 @@ adam_or_sgd = st.booleans()
 
 
 class Residual(eqx.Module):
-    """Residual blocks of two layers, stacked: one program at every depth, but for a size."""
+    """Stacked residual blocks of two layers each, so that programs of all depths differ only in one size."""
 
     first: Linear
     blocks: tuple[Linear, Linear]
@@ -62,7 +62,7 @@ class Residual(eqx.Module):
 
 @eqx.filter_jit
 def change_of_the_function(depth, multiplier, scales, optimizer, key):
-    """Its root mean square over examples, classes and a few initializations, after three steps."""
+    """The root mean square change over examples and classes after three steps, for eight initializations."""
     x = jax.random.normal(jax.random.key(1), (16, 8))
     classes = jnp.arange(16) % CLASSES
 
@@ -85,7 +85,7 @@ def change_of_the_function(depth, multiplier, scales, optimizer, key):
 
 
 def exponent(make, by_adam, rate, seed) -> tuple[float, float]:
-    """Of the function's change in the depth, with its standard error; `make` is from a depth to a parametrization."""
+    """The exponent of the function's change in the depth, and its standard error, for `make(depth)`."""
     optimizer, rule = AdamOrSGD(jnp.float32(rate), jnp.asarray(by_adam)), SCALE_FREE if by_adam else PROPORTIONAL
     changes = []
     for depth in DEPTHS:

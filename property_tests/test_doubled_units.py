@@ -1,12 +1,12 @@
-"""Two exact laws: networks that compute the same function and, under muP, go on to.
+"""Two exact laws: pairs of networks that compute the same function, and still do after training under muP.
 
-**Doubling.** Give every hidden unit a copy, and halve the weights between hidden units since each now adds up twice as
-many inputs: the function is the same. Under muP the wider network trains exactly as the narrow one, by SGD and by any
-optimizer whose update does not depend on the scale of the gradient. All of muP's forward multipliers, update scales and
-the scale of attention are there to make this so; if one is missing, the two part ways at the first or second step.
-No statistics, no exponents: the only tolerance is for float32. The same holds for inputs that are declared to grow.
+**Doubling.** Duplicate every hidden unit, and halve the weights between hidden units, since each now sums over twice as
+many inputs. The function is the same. Under muP the wider network trains exactly like the narrow one, with SGD and with
+any optimizer whose update does not depend on the scale of the gradient. If a forward multiplier, an update scale or the
+scale of attention is missing, the two networks diverge in the first or second step. The test needs no statistics and no
+exponents; its only tolerance is for float32. The same holds for inputs that are declared to grow.
 
-**Absorbing.** The same network, its forward multipliers moved into its initial values and update scales.
+**Absorbing.** Moving forward multipliers into initial values and update scales does not change training.
 """
 
 import equinox as eqx
@@ -40,14 +40,14 @@ rates = log_floats(1e-3, 1e-2)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def drawn(shapes, rng):
-    """Parameters of deviation 1 over the root of the fan-in, the readout's too: no law here is about their scale."""
+def sampled(shapes, rng):
+    """Parameters with standard deviation 1 / sqrt(fan-in), the readout included; the laws hold at any scale."""
 
-    def draw(leaf):
+    def sample(leaf):
         fan_in = max(1, int(np.prod(leaf.shape[1:])))
         return jnp.asarray(rng.normal(size=leaf.shape) * fan_in**-0.5, jnp.float32)
 
-    return jax.tree.map(draw, arrays_of(shapes))
+    return jax.tree.map(sample, arrays_of(shapes))
 
 
 def arrays_of(shapes):
@@ -55,9 +55,9 @@ def arrays_of(shapes):
 
 
 def doubled(params, shapes):
-    """Each array at twice the width: copies beside their originals, halved where inputs and outputs were doubled.
+    """Each array at twice the width: every unit is duplicated, and weights with doubled inputs and outputs are halved.
 
-    From shapes alone: it does not rely on the declarations that the law tests.
+    Only shapes are used, not the declarations under test.
     """
 
     def double(leaf, wide):
@@ -66,13 +66,13 @@ def doubled(params, shapes):
             leaf = jnp.repeat(leaf, 2, axis)
         return leaf / 2 if sum(grows) == 2 else leaf
 
-    # The structures differ: they hold sizes.
+    # The structures differ, since they contain sizes.
     leaves, structure = jax.tree.flatten(arrays_of(shapes))
     return structure.unflatten(list(map(double, jax.tree.leaves(params), leaves)))
 
 
 def assert_same_training(a, b):
-    """The change of the function agrees up to 1e-3 of its largest. Rounding makes that 1e-5 and less."""
+    """The change of the function agrees up to 1e-3 of its maximum. Rounding errors are at most 1e-5."""
     np.testing.assert_allclose(b[0], a[0], rtol=1e-4, atol=1e-5)
     change = np.max(np.abs(a - a[0]))
     assert change > 1e-3
@@ -95,7 +95,7 @@ def test_under_mup_a_network_with_every_unit_doubled_trains_as_before(name, seed
     rng = np.random.default_rng(seed)
     batch = inputs_for(name, rng)
     narrow, wide = (shape_of_model(name, n * WIDTHS[name], parametrization, WIDTHS[name]) for n in (1, 2))
-    params = drawn(narrow, rng)
+    params = sampled(narrow, rng)
     a, b = (
         trajectory(model, p, parametrization.update_scales(declared_widths(model), rule), optimizer, *batch)
         for model, p in ((narrow, params), (wide, doubled(params, wide)))
@@ -107,12 +107,12 @@ def test_under_mup_a_network_with_every_unit_doubled_trains_as_before(name, seed
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), "lm"])
 @given(seeds, rates, st.tuples(*[hyper_multipliers] * 3))
 def test_a_network_with_every_unit_doubled_trains_as_before_with_orthogonalized_updates(name, seed, rate, mults):
-    """Exactly: the doubled gradient has the same singular vectors, each repeated, and the same normalized values."""
+    """The doubled gradient has the same singular vectors, repeated, and the same relative singular values."""
     parametrization, optimizer = with_multipliers(mults), Orthogonalized(jnp.float32(10 * rate))
     rng = np.random.default_rng(seed)
     batch = inputs_for(name, rng)
     narrow, wide = (shape_of_model(name, n * WIDTHS[name], parametrization, WIDTHS[name]) for n in (1, 2))
-    params = drawn(narrow, rng)
+    params = sampled(narrow, rng)
     a, b = (
         trajectory(model, p, parametrization.update_scales(declared_widths(model), ORTHOGONALIZED), optimizer, *batch)
         for model, p in ((narrow, params), (wide, doubled(params, wide)))
@@ -121,7 +121,7 @@ def test_a_network_with_every_unit_doubled_trains_as_before_with_orthogonalized_
 
 
 @given(seeds, rates, st.booleans(), st.tuples(*[hyper_multipliers] * 3))
-def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_grow(seed, rate, by_adam, mults):
+def test_a_network_that_sees_every_input_twice_trains_as_before_if_inputs_grow(seed, rate, by_adam, mults):
     parametrization, (optimizer, rule) = with_multipliers(mults), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     inputs, classes = inputs_for("mlp", rng)
@@ -133,7 +133,7 @@ def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_gro
         )
         for n in (1, 2)
     )
-    params = drawn(once, rng)
+    params = sampled(once, rng)
     halves = eqx.tree_at(lambda p: p.layers[0].weight, params, jnp.repeat(params.layers[0].weight, 2, 1) / 2)
     leaves = jax.tree.structure(arrays_of(twice)).unflatten(jax.tree.leaves(halves))
     a, b = (
@@ -147,14 +147,15 @@ def test_a_network_that_sees_every_input_twice_trains_as_before_where_inputs_gro
 @given(seeds, seeds, log_floats(0.5, 1.5))
 @pytest.mark.slow
 def test_a_random_learned_optimizer_does_not_notice_that_units_are_doubled(theta, seed, theta_scale):
-    """Up to the guards in its features, 1e-6 beside squares of gradients that halve: large gradients, and 2 %.
+    """The law holds up to the features' epsilons: 1e-6 is added to squares of gradients, which halve.
 
-    At an `output_mult` of 300 it measured 0.02 to 0.4 %, at 1 up to 5 %.
+    So gradients are large and the tolerance is 2 %. Measured differences are 0.02 to 0.4 % at an `output_mult` of 300,
+    and up to 5 % at 1.
     """
     rng = np.random.default_rng(seed)
     inputs, classes = inputs_for("mlp", rng)
     narrow, wide = (shape_of_model("mlp", n * WIDTHS["mlp"], MuP(output_mult=300.0), WIDTHS["mlp"]) for n in (1, 2))
-    params = drawn(narrow, rng)
+    params = sampled(narrow, rng)
     a, b = (
         trajectory(
             model,
@@ -179,7 +180,7 @@ def test_absorbed_multipliers_train_as_multipliers_in_the_forward_pass(name, see
         shape_of_model(name, 2 * WIDTHS[name], p, WIDTHS[name]) for p in (parametrization, Absorbed(parametrization))
     ]
     widths = declared_widths(models[0])
-    params = drawn(models[0], rng)
+    params = sampled(models[0], rng)
     absorbed = [
         parametrization.forward_multiplier(w) * x
         for w, x in zip(jax.tree.leaves(widths), jax.tree.leaves(params), strict=True)
@@ -201,13 +202,13 @@ def test_absorbed_multipliers_train_as_multipliers_in_the_forward_pass(name, see
 
 @given(seeds, rates, st.booleans(), hyper_multipliers)
 def test_a_plain_equinox_network_with_inferred_widths_and_absorbed_multipliers(seed, rate, by_adam, output_mult):
-    """No code of the model knows of muP: from its shapes come declarations, from those initial values and scales."""
+    """The model is unmodified: its shapes give declarations, which give initial values and scales."""
     parametrization, (optimizer, rule) = Absorbed(MuP(output_mult=output_mult)), adam_or_sgd(by_adam, rate)
     rng = np.random.default_rng(seed)
     batch = inputs_for("mlp", rng)
     build = lambda n: eqx.nn.MLP(16, CLASSES, n, 2, key=KEY)  # noqa: E731
     narrow, wide = eqx.filter_eval_shape(build, 8), eqx.filter_eval_shape(build, 16)
-    params = drawn(narrow, rng)
+    params = sampled(narrow, rng)
     found = []
     for model, width, p in ((narrow, 8, params), (wide, 16, doubled(params, wide))):
         widths = infer_widths(build, 8, 24, width)

@@ -1,4 +1,4 @@
-"""`infer_widths` finds from shapes what the library's layers declare, and knows Equinox's layers."""
+"""`infer_widths` finds the declarations of the library's layers from shapes, and handles Equinox's layers."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from networks import KEY, Separable
 from lo_components.nn import CNN, MLP, BatchNorm, ResNet, TransformerLM, ViT, declared_widths
 from lo_components.parametrization import MuP, WidthSpec, infer_widths
 
-# By name: from width, base width and two drawn sizes to a model. Widths are multiples of 16.
+# Functions from width, base width and two random sizes to a model. Widths are multiples of 16.
 ZOO = {
     "mlp": lambda n, b, p, q: MLP(p, q, width=n, depth=1 + p % 3, base_width=b, key=KEY),
     "cnn": lambda n, b, p, q: CNN(p, q, width=n, depth=1 + q % 4, base_width=b, key=KEY),
@@ -29,7 +29,7 @@ sizes = st.integers(1, 12)
 
 
 def residual_cleared(widths):
-    """What shapes cannot say: which arrays are in residual branches."""
+    """Declarations without `residual`, which cannot be inferred from shapes."""
     return [dataclasses.replace(w, residual=False) for w in jax.tree.leaves(widths)]
 
 
@@ -74,7 +74,7 @@ def test_plain_pytrees_in_either_layout_and_any_order(layout, ratio, inputs, out
 
 
 class Zoo(eqx.Module):
-    """Equinox's own layers between inputs, width and outputs."""
+    """A model of Equinox's own layers."""
 
     mlp: eqx.nn.MLP
     attention: eqx.nn.MultiheadAttention
@@ -136,7 +136,7 @@ ERRORS = {
     "same widths": (lambda n: {"w": zeros(n, n)}, dict(delta=8), "must differ"),
     "different rates": (lambda n: {"w": zeros(n, n * n)}, {}, "`w` has axes that grow at different rates"),
     "another rank": (lambda n: {"w": zeros(*[n] * (1 + (n == 16)))}, {}, "`w` has different numbers of axes"),
-    "other arrays": (lambda n: {f"w{n}": zeros(n)}, {}, "`build` returns other arrays"),
+    "other arrays": (lambda n: {f"w{n}": zeros(n)}, {}, "`build` returns different arrays"),
     "wide kernel": (lambda n: {"w": zeros(3, 4, n)}, {}, "`w` grows on axes"),
     "tied weights": (SHARED, {}, "tied weights"),
     "unused role": (lambda n: {"w": zeros(n, 3)}, dict(roles={"v": "input"}), "does not have: v"),

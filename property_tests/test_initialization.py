@@ -1,4 +1,4 @@
-"""Initial values: deviations of every array, and functions that do not depend on the width."""
+"""Initial values: the standard deviation of every array, and outputs that do not depend on the width."""
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from lo_components.parametrization import (
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# Of a standard normal cut at two standard deviations.
+# Standard deviation of a standard normal distribution truncated at two standard deviations.
 TRUNCATED_STD = 0.8796
 NETWORKS = ["mlp", "cnn", "resnet", "vit", "lm", "separable"]
 PARAMETRIZATIONS = {
@@ -38,7 +38,7 @@ PARAMETRIZATIONS = {
 
 
 def fan_ins(shapes) -> dict[str, int]:
-    """What each output of an array sums over, from shapes: all axes but the first; of embeddings the first."""
+    """The fan-in of each array, from its shape: all axes except the first; for embeddings the first axis."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(shapes, lambda x: hasattr(x, "shape"))):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -69,7 +69,7 @@ WIDTH = Axis.growing(48, 16)
 
 
 def layers(parametrization, key):
-    """One of each, small enough to be drawn, large enough for statistics, with the deviation of each weight."""
+    """One layer of each kind, large enough for statistics, with the standard deviation of its weight."""
     keys = jax.random.split(key, 5)
     common = dict(parametrization=parametrization)
     separable = Separable(48, parametrization, 16, keys[4])
@@ -83,7 +83,7 @@ def layers(parametrization, key):
 
 
 def test_drawn_deviations_are_the_declared_ones():
-    """Within five standard errors, `1 / sqrt(2 n)` of the deviation."""
+    """The tolerance is five standard errors; one is `1 / sqrt(2 n)` of the standard deviation."""
     for name, (layer, std) in layers(MuP(bias_std=0.5), KEY).items():
         weight = np.asarray(layer.weight)
         truncated = 1.0 if name == "embedding" else TRUNCATED_STD
@@ -103,7 +103,7 @@ def test_the_readout_starts_at_zero_under_mup_alone():
 
 
 def test_the_initial_preactivations_are_of_the_same_size_at_every_width():
-    """Widths 16 and 256, one width from the next: the spread of 64 draws at width 16 is a few per cent."""
+    """Widths 16 and 256 are compared; the standard error of 64 samples at width 16 is a few percent."""
     x = jax.random.normal(jax.random.key(1), (20,))
 
     @eqx.filter_jit
@@ -151,7 +151,7 @@ def test_attention_is_divided_by_the_size_of_heads_and_not_its_root(base, ratio)
 
 
 def test_attention_uses_the_scale_of_its_parametrization():
-    """Of heads of `width / heads` units."""
+    """Heads have `width / heads` units."""
     for parametrization in (SP(), MuP()):
         model = shape_of_model("lm", 32, parametrization, 8)
         assert model.blocks[0].attention.scale == parametrization.attention_scale(Axis.growing(16, 4))
@@ -187,7 +187,7 @@ def test_hyper_multipliers_reach_their_layers_and_no_others(input_mult, output_m
 
 
 def test_residual_branches_are_declared_as_such_and_multiplied():
-    """Everything inside blocks but the shortcuts of a ResNet, and nothing outside them."""
+    """All arrays inside blocks are residual, except the shortcuts of a ResNet, and none outside."""
     p = DepthMuP(8, base_depth=2)
     for name in ("vit", "lm", "resnet"):
         model = shape_of_model(name, 32, p, 16)

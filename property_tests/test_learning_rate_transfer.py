@@ -1,8 +1,8 @@
-"""The best learning rate of Adam stays where it is when all widths are doubled, under muP; under SP it falls.
+"""When widths are doubled, Adam's best learning rate stays in place under muP, and falls under SP.
 
-The problem is small: a network learns a function on a batch of 64 examples in some tens of steps. Final losses over a
-grid of rates, geometric means over seeds, give a parabola in log(rate) around their least value; its lowest point is
-the optimum, finer than the grid.
+The problem is small: a network fits a function on a batch of 64 examples, in a few tens of steps. The geometric mean
+over seeds of the final loss is computed on a grid of rates. A parabola in log(rate) around its minimum gives the
+optimum, with a resolution finer than the grid.
 """
 
 import equinox as eqx
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @eqx.filter_jit
 def final_losses(width, base_width, parametrization, rates, keys, num_steps):
-    """`[rates, seeds]`"""
+    """The final losses, `[rates, seeds]`."""
     x = jax.random.normal(jax.random.key(1), (64, 8))
     y = jnp.sin(2 * x @ jax.random.normal(jax.random.key(2), (8, 2)))
 
@@ -60,15 +60,15 @@ def optimum(width, parametrization, *, seed, rates, base_width, num_steps, num_s
     return -b / (2 * a)
 
 
-# Theory: under SP the optimum falls like 1 / width, by log(2) = 0.69 per doubling; under muP it stays. Grid points are
-# 0.5 apart and the parabola finds the optimum to about a quarter of that: measured over seeds and widths from 32 on,
-# shifts per doubling are -0.04 to 0.1 under muP and -0.75 to -0.9 under SP.
+# In theory, the optimum falls as 1 / width under SP, by log(2) = 0.69 per doubling, and is constant under muP. Grid
+# points are 0.5 apart, and the parabola finds the optimum to about a quarter of that. Over seeds and widths from 32,
+# measured shifts per doubling are -0.04 to 0.1 under muP and -0.75 to -0.9 under SP.
 HALF = np.log(2) / 2
 small = dict(rates=np.geomspace(3e-3, 0.2, 9), base_width=32, num_steps=20, num_seeds=6)
 
 
 def shift(parametrization, widths, **settings):
-    """How far the optimum moves from the first width to the second, in powers of e."""
+    """The change of the logarithm of the optimum from the first width to the second."""
     first, second = (optimum(width, parametrization, **settings) for width in widths)
     return second - first
 

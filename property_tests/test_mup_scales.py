@@ -1,4 +1,4 @@
-"""Laws of the maximal update parametrization: what its scales are, and what they are for."""
+"""Laws of the maximal update parametrization: the values of its scales, and their effect."""
 
 import equinox as eqx
 import jax
@@ -75,8 +75,8 @@ def test_only_the_width_relative_to_the_base_matters(base, ratio, depth):
 
 @given(base_widths, width_ratios, depths, multipliers)
 def test_scales_of_sgd_are_those_of_adam_over_the_scale_of_the_gradient(base, ratio, depth, multiplier):
-    """Behind a multiplier of 1/m gradients of inputs, vectors and hidden weights are 1/m of what they are at the base
-    width, as are the readout's; hidden weights also have as many times more inputs, over which Adam's scale divides."""
+    """The readout's multiplier 1/m divides all gradients by m, for which SGD's scale compensates. For hidden weights,
+    both scales also divide by the m times larger number of inputs."""
     mup = MuP(hidden_mult=multiplier)
     specs = jax.tree.leaves(_declared(base * ratio, depth, base, mup))
     for spec in specs:
@@ -88,7 +88,7 @@ def test_scales_of_sgd_are_those_of_adam_over_the_scale_of_the_gradient(base, ra
 
 @given(base_widths, width_ratios, depths)
 def test_the_change_of_every_weight_has_the_spectral_norm_of_feature_learning(base, ratio, depth):
-    """Square root of fan-out over fan-in, with all entries of an update alike, or all its singular values."""
+    """The norm is sqrt(fan-out / fan-in), for updates with equal entries and for updates with equal singular values."""
     for spec in jax.tree.leaves(_declared(base * ratio, depth, base, MuP())):
         for rule, norm in (
             (SCALE_FREE, (spec.fan_out_mult * spec.fan_in_mult) ** 0.5),
@@ -113,8 +113,8 @@ def test_absorbing_multiplies_initial_values_once_and_updates_by_the_rule(base, 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.floats(0.5, 1.0), st.sampled_from(RULES))
 def test_branches_of_deep_networks_are_multiplied_and_their_updates_scaled(depth, base_depth, alpha, rule):
-    """A change of a branch's weight reaches the output times the multiplier, and so does, for SGD, its gradient: times
-    the number of branches that makes a constant."""
+    """Multiplier times update scale times the number of branches is constant; for SGD the gradient contains the
+    multiplier once more."""
     mup = MuP()
     p, ratio = DepthMuP(depth, base_depth, alpha, mup), depth / base_depth
     assert p.residual_multiplier == pytest.approx(ratio**-alpha)
@@ -127,7 +127,7 @@ def test_branches_of_deep_networks_are_multiplied_and_their_updates_scaled(depth
         assert p.forward_multiplier(spec) == mup.forward_multiplier(spec)
 
 
-# The networks of test_coordinates.py, which explains the bounds.
+# The networks of test_coordinates.py, which derives the bounds.
 COORDINATES = dict(widths=(16, 48, 128), depth=2, num_steps=4, num_seeds=24, seed=2)
 
 

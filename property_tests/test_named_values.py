@@ -1,4 +1,4 @@
-"""The coordinate check finds pre-activations in models that know nothing of it."""
+"""The coordinate check finds pre-activations in unmodified models."""
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ WIDTHS = (16, 64)
 
 
 class Mixer(eqx.Module):
-    """Written as Equinox models are: layers for one token, `jax.vmap` inside; one of the blocks is used in a scan."""
+    """A typical Equinox model: layers for one token, `jax.vmap` inside, and a block inside a scan."""
 
     embed: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
@@ -50,7 +50,7 @@ class Mixer(eqx.Module):
 
 
 class Regression(AbstractTask):
-    """Of noise on noise."""
+    """A regression from noise to noise."""
 
     model: eqx.Module
     widths: object
@@ -80,7 +80,7 @@ def check(task, num_seeds=16):
 
 
 def test_a_model_of_equinox_layers_with_inner_vmaps_and_a_scan():
-    """Unmodified: names from `named_layers`, declarations from shapes, multipliers absorbed."""
+    """The model is unmodified: names come from `named_layers`, declarations from shapes; multipliers are absorbed."""
     found = check(lambda width: mixer_task(width, Absorbed(MuP())))
     assert found.layers == ("blocks", "embed", "hidden", "readout")
     for layer, exponent in found.exponents().items():
@@ -88,7 +88,7 @@ def test_a_model_of_equinox_layers_with_inner_vmaps_and_a_scan():
 
 
 class Plain(AbstractTask):
-    """Functions and dictionaries, two values of which are named."""
+    """A model of functions and dictionaries with two named values."""
 
     width: int
     scale: Float[Array, ""]
@@ -110,7 +110,7 @@ class Plain(AbstractTask):
 
 
 def test_a_function_that_names_values_by_hand():
-    """Divided by the width, as by muP, the readout moves by as much at each; else in proportion to it."""
+    """Divided by the width, as under muP, the readout changes equally; otherwise in proportion to the width."""
     under_mup, plain = (
         check(lambda width, p=p: Plain(width, jnp.float32(p(width)))) for p in (lambda n: 1 / n, lambda n: 1.0)
     )
@@ -118,12 +118,12 @@ def test_a_function_that_names_values_by_hand():
     assert under_mup.exponents(0)["hidden"] is None
     value, error = under_mup.exponents(0)["out"]
     assert abs(value) < 0.1 + 3 * error
-    # The same networks, whose first step by Adam is the same.
+    # The networks, and so Adam's first steps, are the same.
     assert plain.exponents(0)["out"].value == pytest.approx(value + 1, abs=1e-3)
 
 
 def test_recorded_changes_are_those_of_the_values_that_are_named():
-    """Against the same quantity computed outside, for every step of one seed."""
+    """Compared with the same quantity computed by hand, for every step of one seed."""
     found = check(lambda width: Plain(width, jnp.float32(1 / width)), num_seeds=1)
     assert found.changes.shape == (2, 1, 3, 2)
     task, optimizer = Plain(16, jnp.float32(1 / 16)), adam(3e-3)

@@ -1,4 +1,4 @@
-"""A learned aggregator under muP: after rounds of local SGD no layer's change depends on the width."""
+"""A learned aggregator under muP: after rounds of local SGD, no layer's change depends on the width."""
 
 import jax
 import optax
@@ -19,7 +19,7 @@ def mlp(width, parametrization):
 
 
 def check(parametrization):
-    """A round's coordinate check for a LAgg-A with random meta-parameters, of steps large enough to be seen."""
+    """A coordinate check over rounds, for an LAgg-A with random meta-parameters and large steps."""
     aggregator = recipes.lagg_a(
         WORKERS, hidden_size=4, step_mult=0.01, momentum_decays=(0.9,), factored_decays=(0.9,), key=jax.random.key(3)
     )
@@ -40,7 +40,7 @@ def check(parametrization):
 @pytest.mark.usefixtures("quick_compilation")
 def test_under_mup_rounds_of_a_random_lagg_a_move_every_layer_as_much_at_every_width():
     found = check(MuP())
-    # In the first round a readout of zero passes nothing on.
+    # In the first round the readout is zero, so hidden layers get no gradient.
     for step in range(1, ROUNDS):
         assert_no_layer_depends_on_the_width(found, step)
 

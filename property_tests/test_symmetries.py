@@ -1,4 +1,4 @@
-"""Laws of accumulators and of the learned optimizer as a whole."""
+"""Symmetries of accumulators and of learned optimizers."""
 
 import equinox as eqx
 import jax
@@ -52,7 +52,7 @@ def test_preconditioning_cancels_the_scale_of_gradients_well_above_the_guards(se
     grads, _ = _draw(seed)
     _, once = _remember(FactoredSquares((0.5,)), grads)
     _, other = _remember(FactoredSquares((0.5,)), [jnp.float32(scale) * g for g in grads])
-    # The guard of 1e-9 beside a mean of squares of 1e-4 changes its root by 5e-6.
+    # The epsilon of 1e-9, added to a mean square of 1e-4, changes its root by 5e-6.
     np.testing.assert_allclose(
         other.row_factor * other.col_factor * scale, once.row_factor * once.col_factor, rtol=5e-5
     )

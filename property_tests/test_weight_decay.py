@@ -1,4 +1,4 @@
-"""Decoupled weight decay and muP's update scales: two orders, two conventions of muAdamW."""
+"""Decoupled weight decay inside and around muP's update scales: the two conventions of muAdamW."""
 
 import functools
 
@@ -9,7 +9,7 @@ import optax
 from hypothesis import given, settings
 from networks import shape_of_model
 from strategies import log_floats, seeds
-from test_doubled_units import arrays_of, drawn
+from test_doubled_units import arrays_of, sampled
 
 from lo_components.nn import declared_widths
 from lo_components.optimizers import Decayed, OptaxOptimizer, Scaled
@@ -38,7 +38,7 @@ def assert_shrinks(optimizer, params, expected):
 @settings(max_examples=3)
 @given(seeds, rates)
 def test_decay_inside_the_scales_shrinks_with_them_and_outside_it_does_not(seed, rate):
-    params = drawn(arrays_of(MODEL), np.random.default_rng(seed))
+    params = sampled(arrays_of(MODEL), np.random.default_rng(seed))
     scales = jax.tree.leaves(SCALES)
     assert set(scales) == {0.5, 1.0}
     scaled_decay = Scaled(Decayed(SGD(1.0), rate), SCALES)
@@ -50,7 +50,7 @@ def test_decay_inside_the_scales_shrinks_with_them_and_outside_it_does_not(seed,
 @settings(max_examples=3)
 @given(seeds, rates)
 def test_vectors_are_exempt_where_asked(seed, rate):
-    params = drawn(arrays_of(MODEL), np.random.default_rng(seed))
+    params = sampled(arrays_of(MODEL), np.random.default_rng(seed))
     expected = [rate if x.ndim == 2 else 0.0 for x in jax.tree.leaves(params)]
     assert_shrinks(Decayed(SGD(1.0), rate, min_ndim=2), params, expected)
 
@@ -59,7 +59,7 @@ def test_vectors_are_exempt_where_asked(seed, rate):
 @given(seeds, rates, log_floats(1e-3, 1.0))
 def test_decay_leaves_the_rest_of_the_update_alone(seed, rate, learning_rate):
     rng = np.random.default_rng(seed)
-    params, grads = drawn(arrays_of(MODEL), rng), drawn(arrays_of(MODEL), rng)
+    params, grads = sampled(arrays_of(MODEL), rng), sampled(arrays_of(MODEL), rng)
     for plain, decayed, factors in (
         (Scaled(SGD(learning_rate), SCALES), Decayed(Scaled(SGD(learning_rate), SCALES), rate), [1.0] * 6),
         (

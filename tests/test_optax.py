@@ -246,7 +246,7 @@ def test_hyperparameters_are_fields_bound_by_name():
     for wrong, words in {
         lambda: OptaxOptimizer(optax.adam(0.1), 0.1): "ready-made `transformation` takes no arguments",
         lambda: OptaxOptimizer(optax.adam, rate=0.1): "`adam` cannot be called with these arguments",
-        lambda: OptaxOptimizer("adam"): "`transformation` must be an optax transformation, or a function",
+        lambda: OptaxOptimizer("adam"): "`transformation` must be an optax|parameter 'transformation'",
     }.items():
         with pytest.raises(TypeError, match=words):
             wrong()

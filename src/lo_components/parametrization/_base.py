@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from .._types import Scales
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
 Role = Literal["input", "hidden", "output", "vector"]
@@ -200,7 +201,7 @@ class AbstractParametrization(eqx.Module):
     def residual_multiplier(self) -> float:
         """The factor on the output of each residual branch."""
 
-    def update_scales(self, widths: PyTree[WidthSpec], rules: PyTree[UpdateRule]) -> PyTree[float]:
+    def update_scales(self, widths: PyTree[WidthSpec], rules: PyTree[UpdateRule]) -> Scales:
         """The factors on an optimizer's updates, one for each array.
 
         **Arguments:**
@@ -211,7 +212,7 @@ class AbstractParametrization(eqx.Module):
         if isinstance(rules, UpdateRule):
             rules = every_leaf(widths, rules)
 
-        def scale(width: WidthSpec, rule: UpdateRule) -> float:
+        def scale(width: WidthSpec, rule: UpdateRule):
             return 1.0 if rule == UNSCALED else self.update_scale(width, rule)
 
         return jax.tree.map(scale, widths, rules)
