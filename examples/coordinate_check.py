@@ -16,7 +16,7 @@ import jax
 import optax
 
 import lo_components as loc
-from lo_components.parametrization import ORTHOGONALIZED, SCALE_FREE, SP, MuP
+from lo_components.parametrization import ORTHOGONALIZED, SCALE_FREE, SP, MuP, RuleByRank
 
 # Learning rates small enough that the first steps are nearly in the linear regime at the narrowest width.
 RATES = {"adam": 1e-3, "sgd": 0.1, "muon": 0.02, "mulo": None}
@@ -58,14 +58,11 @@ def make_optimizer(name: str, weights: Path | None):
 
 def make_muon():
     """Orthogonalized updates of matrices; vectors are updated by Adam."""
-
-    def by_rank(matrix, other):
-        return lambda params: jax.tree.map(lambda p: matrix if p.ndim == 2 else other, params)
-
+    labels = lambda params: jax.tree.map(lambda p: "muon" if p.ndim == 2 else "adam", params)  # noqa: E731
     orthogonalized = optax.chain(optax.contrib.scale_by_muon(), optax.scale_by_learning_rate(RATES["muon"]))
     transformations = {"muon": orthogonalized, "adam": optax.adam(RATES["adam"], eps=1e-15)}
-    mixed = optax.multi_transform(transformations, by_rank("muon", "adam"))
-    return loc.OptaxOptimizer(mixed, update_rule=by_rank(ORTHOGONALIZED, SCALE_FREE))
+    mixed = optax.multi_transform(transformations, labels)
+    return loc.OptaxOptimizer(mixed, update_rule=RuleByRank(matrices=ORTHOGONALIZED, vectors=SCALE_FREE))
 
 
 def main(

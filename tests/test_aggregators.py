@@ -393,7 +393,7 @@ def test_pes_estimates_gradients_of_aggregators():
     state = eqx.filter_jit(estimator.init)(aggregator, key=jax.random.key(1))
     estimate, state = eqx.filter_jit(estimator.estimate)(aggregator, state, key=jax.random.key(2))
     assert estimate.finite == 1.0
-    assert jnp.all(state.inner.learner_state.used == 1.0)
+    assert jnp.all(state.inner.train.learner_state.used == 1.0)
     for path, g in jax.tree_util.tree_leaves_with_path(estimate.grad):
         assert jnp.all(jnp.isfinite(g)) and jnp.any(g != 0), path
 

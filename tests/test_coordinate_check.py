@@ -12,7 +12,8 @@ from lo_components.aggregators import Mean, SlowMo
 from lo_components.meta import CoordinateCheck, coordinate_check
 from lo_components.meta._named_values import named_values
 from lo_components.nn import named_layers
-from lo_components.parametrization import SP, AbstractParametrization, MuP, WidthSpec
+from lo_components.optimizers import OptaxOptimizer
+from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, MuP, WidthSpec
 from lo_components.tasks import AbstractTask
 from lo_components.unroll import GradientStep, LocalRound
 
@@ -83,7 +84,7 @@ def test_a_change_of_exactly_zero_has_no_exponent_and_is_reported():
 
 def test_update_scales_of_the_task_are_applied():
     check = coordinate_check(
-        optax.adam(0.1),
+        OptaxOptimizer(optax.sgd, 0.1, update_rule=SCALE_FREE),
         lambda width: Doubling(width, 0.0, widths=WidthSpec((3,), "hidden", 3, width / 1.0), parametrization=MuP()),
         widths=(4, 8),
         num_steps=1,

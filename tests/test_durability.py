@@ -262,6 +262,7 @@ OTHERS = {
     "estimator/shaping` is Difference there, SignOfDifference here": dict(shaping=SignOfDifference()),
     "estimator/unroll/task/parametrization/output_mult` is 1.0 there, 2.0 here": dict(scale=2.0),
     "learner/scales` is 1.0 there, 3.0 here": dict(step_mult=3.0),
+    "learner/scales` is 1.0 there, Constant here": dict(step_mult=jnp.asarray(1.0)),
 }
 
 

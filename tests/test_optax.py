@@ -10,7 +10,7 @@ from helpers import SGD, Adam, assert_close, normal_tree
 
 from lo_components import recipes, theta
 from lo_components.optimizers import OptaxOptimizer, StepContext, as_optax
-from lo_components.parametrization import ORTHOGONALIZED, PROPORTIONAL, SCALE_FREE, every_leaf
+from lo_components.parametrization import ORTHOGONALIZED, PROPORTIONAL, SCALE_FREE, RuleByRank, every_leaf
 
 SHAPES = {"w": (3, 4), "b": (4,)}
 
@@ -179,6 +179,16 @@ MEASURED = {
     "sgd": (optax.sgd(0.1), PROPORTIONAL),
     "nesterov": (optax.sgd(0.1, momentum=0.9, nesterov=True), PROPORTIONAL),
     "clipped": (optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), SCALE_FREE),
+    "frozen": (
+        optax.partition(
+            {"a": optax.adam(1e-3), "z": optax.set_to_zero()},
+            {**PARAMS, "w": "a", "b": "z", "scalar": "a", "empty": "z"},
+        ),
+        SCALE_FREE,
+    ),
+    "told the loss": (optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()), SCALE_FREE),
+    "accumulated": (optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), PROPORTIONAL),
+    "injected": (optax.inject_hyperparams(optax.adam)(1e-3), SCALE_FREE),
     "decayed": (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), PROPORTIONAL),
 }
 
@@ -216,9 +226,15 @@ def test_each_array_is_measured_by_itself_also_with_traced_hyperparameters():
 def test_rules_that_cannot_be_measured_have_to_be_declared():
     for transformation, words in {
         optax.contrib.muon(0.1): "`w` look orthogonalized.*update_rule=.*`ORTHOGONALIZED`",
-        optax.set_to_zero(): "of `b` cannot be measured, because its first updates are zero.*update_rule",
+        optax.set_to_zero(): "cannot be measured, because the first updates of all arrays are zero.*update_rule",
         # Proportional while gradients are small, independent of them once they are large.
         optax.adagrad(0.1): "`b` are neither proportional.*by 2 and",
+        # SGD with momentum at first, Adam later; by the norm of the parameters.
+        optax.radam(1e-3): "`b` are neither proportional.*update_rule",
+        optax.lars(0.1): "`b` .*update_rule",
+        optax.lamb(0.1): "`b` depend on the size of the parameters.*update_rule",
+        optax.adafactor(0.1): "`b` .*update_rule",
+        optax.chain(optax.adaptive_grad_clip(0.01), optax.sgd(0.1)): "`b` .*update_rule",
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)): "`b` are neither proportional.*by 2 and 169",
         optax.stateless(lambda g, p: jax.tree.map(lambda x: jnp.sign(x) * jnp.sqrt(jnp.abs(x)), g)): (
             "`b` are neither proportional.*by 1.41 and 1e.03.*update_rule"
@@ -229,7 +245,7 @@ def test_rules_that_cannot_be_measured_have_to_be_declared():
     muon = OptaxOptimizer(
         optax.contrib.muon,
         0.1,
-        update_rule=lambda params: jax.tree.map(lambda p: ORTHOGONALIZED if p.ndim == 2 else SCALE_FREE, params),
+        update_rule=RuleByRank(matrices=ORTHOGONALIZED, vectors=SCALE_FREE),
     )
     params = {"b": PARAMS["b"], "w": PARAMS["w"]}
     assert muon.update_rules(params) == {"b": SCALE_FREE, "w": ORTHOGONALIZED}
@@ -241,11 +257,14 @@ def test_rules_that_cannot_be_measured_have_to_be_declared():
 def test_hyperparameters_are_fields_bound_by_name():
     optimizer = OptaxOptimizer(optax.adam, 0.1, b1=jnp.asarray(0.8))
     assert optimizer.hyperparameters["learning_rate"] == 0.1
-    assert jax.tree.leaves(theta(optimizer)) == [jnp.asarray(0.8)]
-    assert OptaxOptimizer(optax.sgd, 0.1) == OptaxOptimizer(optax.sgd, learning_rate=0.1)
+    assert [float(x) for x in jax.tree.leaves(theta(optimizer))] == [np.float32(0.8)]
+    assert OptaxOptimizer(optax.sgd, np.float32(0.5)) == OptaxOptimizer(optax.sgd, learning_rate=0.5)
+    optimizer = OptaxOptimizer(lambda rate, **options: optax.adam(rate, **options), 0.1, b1=0.5)
+    assert optimizer.hyperparameters == {"rate": 0.1, "b1": 0.5}
     for wrong, words in {
         lambda: OptaxOptimizer(optax.adam(0.1), 0.1): "ready-made `transformation` takes no arguments",
-        lambda: OptaxOptimizer(optax.adam, rate=0.1): "`adam` cannot be called with these arguments",
+        lambda: OptaxOptimizer(optax.adam, rate=0.1): "`adam` cannot be called with these arguments|arguments",
+        lambda: OptaxOptimizer(lambda *args: optax.sgd(*args), 0.1): "by position only",
         lambda: OptaxOptimizer("adam"): "`transformation` must be an optax|parameter 'transformation'",
     }.items():
         with pytest.raises(TypeError, match=words):

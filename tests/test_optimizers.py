@@ -547,3 +547,10 @@ def test_decay_keeps_the_dtype_and_is_exact_in_bfloat16():
     updates, _ = decayed.update(jax.tree.map(jnp.zeros_like, params), decayed.init(params), params)
     assert updates["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(updates["w"].astype(jnp.float32), -(2.0**-10))
+
+
+def test_array_scales_put_in_after_construction_are_refused():
+    """They would be meta-parameters."""
+    scaled = eqx.tree_at(lambda s: s.scales, Scaled(SGD(0.1), 0.5), jnp.asarray(2.0))
+    with pytest.raises(ValueError, match="`scales` must hold its arrays as `Constant`s"):
+        scaled.init(jnp.ones(3))

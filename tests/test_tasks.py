@@ -254,6 +254,23 @@ def test_models_of_others_are_tasks_once_their_widths_are_given():
         ImageClassification(toy_images(), lambda key: build(16, key), parametrization=Absorbed(), widths=[widths])
 
 
+def test_models_whose_layers_are_scaled_already_are_not_scaled_twice():
+    task = toy_task(parametrization=MuP())
+    with pytest.raises(ValueError, match="built with MuP.*scales them already"):
+        ImageClassification(toy_images(), task.trained.build, widths=task.widths, parametrization=Absorbed())
+
+
+def test_multipliers_may_be_arrays():
+    scale = scales_of(toy_task(parametrization=MuP(hidden_mult=jnp.asarray(2.0)), width=8, base_width=4))
+    np.testing.assert_allclose(scale[".layers[1].weight"], 1.0)
+
+    def loss(multiplier):
+        task = toy_task(parametrization=MuP(hidden_mult=multiplier), width=8, base_width=4)
+        return scales_of(task)[".layers[1].weight"]
+
+    np.testing.assert_allclose(jax.jit(jax.vmap(loss))(jnp.array([1.0, 3.0])), [0.5, 1.5])
+
+
 def test_the_parametrization_of_a_models_layers_is_found():
     def build(first, second):
         def model(key):

@@ -382,6 +382,9 @@ LEARNERS = {
         optax.sgd, 0.1, momentum=0.9, accumulator_dtype=jnp.dtype("float32")
     ),
     "OptaxOptimizer, declared": lambda: optimizers.OptaxOptimizer(optax.sgd, 0.1, update_rule=PROPORTIONAL),
+    "OptaxOptimizer, Muon": lambda: optimizers.OptaxOptimizer(
+        optax.sgd, 0.1, update_rule=parametrization.RuleByRank(PROPORTIONAL, parametrization.SCALE_FREE)
+    ),
     "Scaled, arrays": lambda: optimizers.Scaled(rate(0.1), jax.tree.map(jnp.float32, SCALES)),
     "Scaled": lambda: optimizers.Scaled(recipes.lolv2(**SMALL_SIZE, key=KEY), SCALES),
     "Clipped": lambda: optimizers.Clipped(rate(0.1), 0.5),

@@ -21,6 +21,7 @@ from . import unroll as unroll
 from . import weights as weights
 from ._learner import Constant as Constant
 from ._learner import Learner as Learner
+from ._learner import partition as partition
 from ._learner import theta as theta
 from .accumulators import AbstractAccumulator as AbstractAccumulator
 from .aggregators import AbstractAggregator as AbstractAggregator

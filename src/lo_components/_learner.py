@@ -35,7 +35,12 @@ def theta(learner: Learner) -> PyTree:
 
 
 def partition(learner: Learner) -> tuple[PyTree, PyTree]:
-    """The meta-parameters of a learner, and the rest. `equinox.combine` joins them again."""
+    """The meta-parameters of a learner, and the rest. `equinox.combine(theta, rest)` joins them again.
+
+    **Arguments:**
+
+    - `learner`: an optimizer or an aggregator.
+    """
     return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
 
 

@@ -43,6 +43,11 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
 
     Raises `ValueError` unless there is one scale per leaf of `params`.
     """
+    leaves = jax.tree.leaves(scales, is_leaf=lambda x: isinstance(x, _learner.Constant))
+    if any(map(eqx.is_array, leaves)):
+        raise ValueError(
+            "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
+        )
     scales = _learner.values(scales)
     got, expected = jax.tree.structure(scales), jax.tree.structure(params)
     if got != expected:

@@ -30,7 +30,9 @@ class Checkpoints:
     - `config`: identifies the run, as JSON. A folder with another configuration is an error, and so is one with
       checkpoints of a learner or an estimator with other constants (`std`, horizons, windows, batch sizes, widths).
     - `every`: meta-steps between two checkpoints. The best checkpoint is the one with the lowest mean meta-loss over
-      these meta-steps. Checkpoints after fewer meta-steps, at the end of a run or on SIGTERM, are not candidates.
+      these meta-steps. If only the last window of an episode contributes to the meta-loss, `every` must be long enough
+      for each particle to end several episodes. Checkpoints after fewer meta-steps, at the end of a run or on SIGTERM,
+      are not candidates.
     - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives a corrupt one.
 
     Raises `ValueError` if `every` or `keep` is below 1.

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import _description
-from .._learner import Learner
+from .._learner import Learner, theta
+from .._tree import path_name
 
 # Longer sequences of numbers are data.
 _LONGEST = 64
@@ -18,16 +19,18 @@ _LONGEST = 64
 def constants(learner: Learner, estimator: Any) -> dict[str, str]:
     """Numbers, names of classes and shapes of arrays, as text.
 
-    Arrays of the learner are meta-learned, so they are left out. Scalar arrays of the estimator are recorded by value,
-    others by shape. Functions without a public name cannot be compared, so all of them are recorded alike. Modules that
-    hold a mesh only place arrays on devices, so the modules that they wrap are recorded in their place.
+    Meta-learned arrays are left out. Other arrays are recorded by value if they are scalars, and by shape if not.
+    Functions without a public name cannot be compared, so all of them are recorded alike. Modules that hold a mesh only
+    place arrays on devices, so the modules that they wrap are recorded in their place.
     """
     found = {}
     for name, part in {"learner": learner, "estimator": estimator}.items():
+        meta_learned = (
+            {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(theta(part))} if part is learner else ()
+        )
         description, arrays, _ = _description.describe(part, before=_simplified, otherwise=_description.in_words)
         found |= {key: str(value) for key, value in _description.constants(description, name)}
-        if name == "estimator":
-            found |= {f"{name}/{key}": _text(array) for key, array in arrays.items()}
+        found |= {f"{name}/{key}": _text(array) for key, array in arrays.items() if key not in meta_learned}
     return found
 
 

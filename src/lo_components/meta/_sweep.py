@@ -52,9 +52,13 @@ class Sweep(eqx.Module):
         - `score`: maps `evaluations` to one number per configuration and seed; by default the mean loss of the last 20
             steps. For the best test accuracy, `lambda e: -e.metrics["test"]["accuracy"][..., -1]`.
 
-        Raises `ValueError` if no configuration has a finite score.
+        Raises `ValueError` if no configuration has a finite score, or scores have another shape.
         """
-        means = np.mean(np.asarray(score(self.evaluations), np.float64), axis=-1)
+        scores = np.asarray(score(self.evaluations), np.float64)
+        expected = self.evaluations.losses.shape[:-1]
+        if scores.ndim != 2 or scores.shape[0] != expected[0]:
+            raise ValueError(f"`score` must return `[configurations, seeds]`, such as {expected}, got {scores.shape}.")
+        means = np.mean(scores, axis=-1)
         means = np.where(np.isfinite(means), means, np.inf)
         index = int(np.argmin(means))
         if not np.isfinite(means[index]):

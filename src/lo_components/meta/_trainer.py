@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,7 @@ class MetaMetrics(eqx.Module):
     diagnostics: dict[str, Float[Array, ""]]
 
 
+@functools.cache
 def meta_optimizer(
     num_steps: int,
     *,

@@ -23,7 +23,7 @@ class AbstractLayer(eqx.Module):
 class AbstractWeightLayer(AbstractLayer):
     """A layer whose weight gets its initial values, multiplier and update scale from its `parametrization`."""
 
-    parametrization: eqx.AbstractVar[AbstractParametrization]
+    parametrization: eqx.AbstractVar[AbstractParametrization | None]
 
 
 def declared_widths(model: PyTree) -> PyTree[WidthSpec]:
@@ -56,10 +56,15 @@ def declared_parametrization(model: PyTree) -> AbstractParametrization | None:
     Raises `ValueError` if layers were built with different parametrizations.
     """
     layers = [x for x in jax.tree.leaves(model, is_leaf=_is_weight_layer) if _is_weight_layer(x)]
-    found = {layer.parametrization for layer in layers}
+    found = {layer.parametrization for layer in layers} - {None}
     if len(found) > 1:
         raise ValueError(f"The model's layers were built with different parametrizations: {found}.")
     return next(iter(found), None)
+
+
+def _without_arrays(parametrization: AbstractParametrization) -> AbstractParametrization | None:
+    """`None` for a parametrization with arrays, such as traced multipliers, which would count as parameters."""
+    return None if any(map(eqx.is_array, jax.tree.leaves(parametrization))) else parametrization
 
 
 def _is_weight_layer(node) -> bool:
@@ -96,7 +101,7 @@ class Linear(AbstractWeightLayer):
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
     out: Axis = eqx.field(static=True)
-    parametrization: AbstractParametrization
+    parametrization: AbstractParametrization | None
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class Linear(AbstractWeightLayer):
         self.width = WidthSpec.weight((self.out.size, fan_in.size), fan_in, self.out, residual=residual)
         self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
-        self.parametrization = parametrization
+        self.parametrization = _without_arrays(parametrization)
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """The layer's output for one example `x`, or for each of its tokens."""
@@ -143,7 +148,7 @@ class Conv(AbstractWeightLayer):
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
     out: Axis = eqx.field(static=True)
-    parametrization: AbstractParametrization
+    parametrization: AbstractParametrization | None
     stride: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
 
@@ -178,7 +183,7 @@ class Conv(AbstractWeightLayer):
         self.width = WidthSpec.weight(shape, summed, self.out, kernel_size=kernel_size**2, residual=residual)
         self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
-        self.parametrization = parametrization
+        self.parametrization = _without_arrays(parametrization)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height2 width2 out"]:
@@ -208,7 +213,7 @@ class Embedding(AbstractWeightLayer):
     weight: Float[Array, "tokens units"]
     multiplier: float
     width: WidthSpec = eqx.field(static=True)
-    parametrization: AbstractParametrization
+    parametrization: AbstractParametrization | None
 
     def __init__(
         self, num_tokens: int, units: Axis | int, *, parametrization: AbstractParametrization, key: PRNGKeyArray
@@ -225,7 +230,7 @@ class Embedding(AbstractWeightLayer):
         std = parametrization.init_std(self.width)
         self.weight = initial(self.width.shape, std, truncated=False, key=key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
-        self.parametrization = parametrization
+        self.parametrization = _without_arrays(parametrization)
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch units"]:
         """The vectors of `tokens`."""

@@ -1,71 +1,114 @@
-"""Measure how the size of an optimizer's updates depends on the gradient."""
-
-from typing import Any
+"""How the size of an optimizer's updates depends on the gradient, by trying it."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._tree import path_name
 from .._types import Params
 from ..parametrization import PROPORTIONAL, SCALE_FREE, UpdateRule
+from ._base import AbstractOptimizer, StepContext
 
-# Gradients below any clipping threshold but far above any epsilon, twice as large, and far above any threshold.
-_SIZES = (1e-3, 2e-3, 1e3)
-# Replaces traced hyperparameters; small, as learning rates, weight decay and epsilon are.
-_TRACED = 1e-5
+# No gradient (its update is weight decay), below any clipping threshold but far above any epsilon, twice as much, and
+# far above any threshold.
+_SIZES = (0.0, 1e-3, 2e-3, 1e3)
+# The second step, since warm-up may begin at zero, and a later one, since some optimizers begin as others.
+_STEPS = (2, 16)
+# Replace traced hyperparameters: small, as learning rates, decay and epsilon are, and large, as thresholds may be.
+_TRACED = (1e-5, 1e1)
+# Values of all parameters.
+_PARAMS = (0.0, 3.0)
+_WAY_OUT = "declare it: `OptaxOptimizer(..., update_rule=...)` with a rule of `lo_components.parametrization`"
 
 
-def measured_rules(optimizer: eqx.Module, params: Params) -> PyTree[UpdateRule]:
+def measured_rules(optimizer: AbstractOptimizer, params: Params) -> PyTree[UpdateRule]:
     """`PROPORTIONAL` for arrays whose updates grow with the gradient, `SCALE_FREE` for those whose updates do not.
 
-    Parameters are replaced by zeros of size at most 2 along each axis. The second of two steps is measured, since
-    warm-up may begin at zero.
+    Parameters are replaced by zeros, and by threes, of size at most 2 along each axis. All trials must agree, and
+    updates must not depend on the size of the parameters. Arrays whose updates are always zero are frozen, so any rule
+    will do.
     """
     with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
-        small = jax.tree.map(lambda p: jnp.zeros([min(n, 2) for n in np.shape(p)], jnp.float32), params)
-        concrete = jax.tree.map(
-            lambda x: jnp.full(x.shape, _TRACED, x.dtype) if isinstance(x, Tracer) else x, optimizer
-        )
-        updates = [_second_update(concrete, small, size) for size in _SIZES]
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(updates)):
+        zeros = jax.tree.map(lambda p: jnp.zeros([min(n, 2) for n in np.shape(p)], jnp.float32), params)
+        trials = [
+            _tried(_concrete(optimizer, traced), jax.tree.map(lambda p, value=value: p + value, zeros))
+            for traced in (_TRACED if _is_traced(optimizer) else _TRACED[:1])
+            for value in _PARAMS
+        ]
+    if _is_traced(trials):
         raise ValueError(
             "The update rule of an optax transformation with traced hyperparameters cannot be measured; pass them as "
             "fields, as in `OptaxOptimizer(optax.adam, learning_rate)`, or declare `update_rule`."
         )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: _rule(path_name(path), *map(np.asarray, leaves)), *updates
-    )
+    trials = jax.tree.map(np.asarray, trials)
+    if jax.tree.leaves(params) and not any(np.any(x) for x in jax.tree.leaves(trials)):
+        raise ValueError(
+            f"The update rule cannot be measured, because the first updates of all arrays are zero; {_WAY_OUT}."
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: _rule(path_name(path), leaves), *trials)
 
 
-def _second_update(optimizer: Any, params: Params, size: float) -> Params:
-    # The gradient of a matrix is [[1, 2], [3, 4]], far from orthogonal, so orthogonalized updates can be detected.
-    grads = jax.tree.map(lambda p: size * (1.0 + jnp.arange(p.size, dtype=jnp.float32).reshape(p.shape)), params)
-    _, state = optimizer.update(grads, optimizer.init(params), params)
-    return optimizer.update(grads, state, params)[0]
+@eqx.filter_jit
+def _try(optimizer: AbstractOptimizer, params: Params) -> PyTree[Array]:
+    """The updates of each size of gradient at each of the steps, without those of zero gradients."""
+
+    def run(size: Float[Array, ""]) -> PyTree[Array]:
+        # The gradient of a matrix is [[1, 2], [3, 4]], so that an orthogonalized one looks different.
+        grads = jax.tree.map(lambda p: size * (1.0 + jnp.arange(p.size, dtype=jnp.float32).reshape(p.shape)), params)
+
+        def step(state, _):
+            updates, state = optimizer.update(grads, state, params, context=StepContext(loss=1.0, num_steps=100))
+            return state, updates
+
+        _, updates = jax.lax.scan(step, optimizer.init(params), None, max(_STEPS))
+        return jax.tree.map(lambda u: u[jnp.asarray(_STEPS) - 1], updates)
+
+    updates = jax.vmap(run)(jnp.asarray(_SIZES, jnp.float32))
+    return jax.tree.map(lambda u: u[1:] - u[:1], updates)
 
 
-def _rule(name: str, *updates: np.ndarray) -> UpdateRule:
-    way_out = "declare it: `OptaxOptimizer(..., update_rule=...)` with a rule of `lo_components.parametrization`"
-    first = updates[0]
-    if not first.size:
+def _tried(optimizer: AbstractOptimizer, params: Params) -> PyTree[Array]:
+    try:
+        return _try(optimizer, params)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"The update rule of the optax transformation cannot be measured ({reason}); {_WAY_OUT}."
+        ) from error
+
+
+def _concrete(optimizer: AbstractOptimizer, value: float) -> AbstractOptimizer:
+    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype) if isinstance(x, Tracer) else x, optimizer)
+
+
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def _rule(name: str, trials: tuple[np.ndarray, ...]) -> UpdateRule:
+    """The rule of all trials `[sizes, steps, *shape]`, which alternate between the two values of the parameters."""
+    norms = np.stack([np.sqrt(np.sum(np.square(t, dtype=np.float64), axis=tuple(range(2, t.ndim)))) for t in trials])
+    # [sizes, trials and steps], without steps at which a schedule has ended.
+    columns = np.moveaxis(norms, 1, 0).reshape(norms.shape[1], -1)
+    columns = columns[:, columns[0] > 0]
+    if not columns.size:
         return SCALE_FREE
-    norms = [float(np.linalg.norm(u)) for u in updates]
-    if not norms[0] > 0:
+    ratios = columns / columns[0]
+    sizes = np.asarray(_SIZES[1:])[:, None] / _SIZES[1]
+    proportional, scale_free = (np.allclose(ratios, expected, rtol=0.1) for expected in (sizes, np.ones_like(sizes)))
+    if not (proportional or scale_free):
+        worst = ratios[:, np.argmax(np.max(np.abs(np.log(ratios / ratios[:, :1])), axis=0))]
+        found = " or ".join(f"{r[1]:.3g} and {r[2]:.3g}" for r in np.unique(np.stack([ratios[:, 0], worst]), axis=0))
         raise ValueError(
-            f"The update rule of `{name}` cannot be measured, because its first updates are zero; {way_out}."
+            f"The updates of `{name}` are neither proportional to the gradient nor independent of its scale, at each "
+            f"step and for all parameters (2 and 1,000,000 times the gradient multiply them by {found}); {_WAY_OUT}."
         )
-    if np.allclose(norms, np.multiply(norms[0], _SIZES) / _SIZES[0], rtol=0.1):
-        return PROPORTIONAL
-    if not np.allclose(norms, norms[0], rtol=0.1):
-        raise ValueError(
-            f"The updates of `{name}` are neither proportional to the gradient nor independent of its scale (2 and "
-            f"1,000,000 times the gradient multiply them by {norms[1] / norms[0]:.3g} and {norms[2] / norms[0]:.3g}); "
-            f"{way_out}."
-        )
+    if not np.allclose(norms[0::2], norms[1::2], rtol=0.1):
+        raise ValueError(f"The updates of `{name}` depend on the size of the parameters; {_WAY_OUT}.")
+    first = trials[0][0, 0]
     if first.shape == (2, 2) and np.linalg.cond(first) < 2:
-        raise ValueError(f"The updates of `{name}` look orthogonalized; {way_out}, probably `ORTHOGONALIZED`.")
-    return SCALE_FREE
+        raise ValueError(f"The updates of `{name}` look orthogonalized; {_WAY_OUT}, probably `ORTHOGONALIZED`.")
+    return PROPORTIONAL if proportional else SCALE_FREE

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -103,10 +104,13 @@ def _bound(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str,
         bound = inspect.signature(function).bind(*args, **kwargs).arguments
     except TypeError as error:
         raise TypeError(f"`{name}` cannot be called with these arguments: {error}.") from None
-    more = bound.pop("kwargs", {})
-    if "args" in bound:
-        raise TypeError(f"Pass the arguments of `{name}` by name.")
-    return {**bound, **more}
+    found: dict[str, Any] = {}
+    for parameter, value in bound.items():
+        kind = inspect.signature(function).parameters[parameter].kind
+        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise TypeError(f"`{name}` takes `{parameter}` by position only; wrap it in a function of named arguments.")
+        found |= value if kind is inspect.Parameter.VAR_KEYWORD else {parameter: value}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
 
 def as_optimizer(

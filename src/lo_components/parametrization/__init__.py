@@ -13,6 +13,7 @@ from ._rule import ORTHOGONALIZED as ORTHOGONALIZED
 from ._rule import PROPORTIONAL as PROPORTIONAL
 from ._rule import SCALE_FREE as SCALE_FREE
 from ._rule import UNSCALED as UNSCALED
+from ._rule import RuleByRank as RuleByRank
 from ._rule import UpdateRule as UpdateRule
 from ._rule import every_leaf as every_leaf
 from ._standard import SP as SP

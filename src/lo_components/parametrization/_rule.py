@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 
@@ -54,6 +55,30 @@ def every_leaf(params: PyTree, rule: UpdateRule) -> PyTree[UpdateRule]:
     **Returns:** the structure of `params` with `rule` at every leaf.
     """
     return jax.tree.map(lambda _: rule, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleByRank:
+    """One update rule for tensors of rank 2 and more, another one for vectors and scalars, as Muon needs.
+
+    **Arguments:**
+
+    - `matrices`, `vectors`: the two rules.
+    """
+
+    matrices: UpdateRule
+    vectors: UpdateRule
+
+    def __call__(self, params: PyTree) -> PyTree[UpdateRule]:
+        """The rule of each leaf.
+
+        **Arguments:**
+
+        - `params`: a pytree of arrays.
+
+        **Returns:** the structure of `params` with a rule at every leaf.
+        """
+        return jax.tree.map(lambda p: self.matrices if np.ndim(p) >= 2 else self.vectors, params)
 
 
 SCALE_FREE = UpdateRule(fan_in=1.0, fan_out=0.0, gradient_power=0.0)

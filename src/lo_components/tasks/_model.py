@@ -47,21 +47,31 @@ class TrainedModel(eqx.Module):
                 )
         built_with = declared_parametrization(shapes)
         if widths is not None:
+            if built_with is not None and not isinstance(built_with, SP):
+                raise ValueError(
+                    f"`build` returns layers that were built with {built_with}, which scales them already; "
+                    "leave out `widths` and `parametrization`, or build them with `SP()`."
+                )
             self.parametrization = _of_other_model(parametrization)
             self.widths = widths
         else:
             self.widths = declared_widths(shapes)
-            if built_with is None or jax.tree.structure(self.widths) != jax.tree.structure(arrays):
+            if jax.tree.structure(self.widths) != jax.tree.structure(arrays):
                 raise ValueError(
                     "`build` returns a model with arrays that no layer of `lo_components.nn` declares; pass `widths`, "
                     "for instance from `lo_components.parametrization.infer_widths`, and `parametrization`."
                 )
-            if parametrization is not None and parametrization != built_with:
+            if parametrization is not None and built_with is not None and parametrization != built_with:
                 raise ValueError(
                     f"`parametrization` is {parametrization}, but the model's layers were built with {built_with}; "
                     "leave it out."
                 )
-            self.parametrization = built_with
+            found = parametrization if built_with is None else built_with
+            if found is None:
+                raise ValueError(
+                    "Pass the `parametrization` that the layers were built with; it has arrays, or there is none."
+                )
+            self.parametrization = found
         check_widths(self.widths, arrays)
 
     def init(self, *, key: PRNGKeyArray) -> Params:

@@ -50,7 +50,7 @@ def mlp_classification(
         sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
         return MLP(in_size, dataset.num_classes, parametrization=parametrization, key=key, **sizes)
 
-    return ImageClassification(dataset, build, batch_size=batch_size)
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 @typechecked
@@ -80,7 +80,7 @@ def cnn_classification(
         sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
         return CNN(_channels(dataset), dataset.num_classes, parametrization=parametrization, key=key, **sizes)
 
-    return ImageClassification(dataset, build, batch_size=batch_size)
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 @typechecked
@@ -116,7 +116,7 @@ def resnet_classification(
         form: dict[str, Any] = dict(norm=norm, large_stem=large_stem, parametrization=parametrization)
         return ResNet(_channels(dataset), dataset.num_classes, key=key, **sizes, **form)
 
-    return ImageClassification(dataset, build, batch_size=batch_size)
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 @typechecked
@@ -150,7 +150,7 @@ def vit_classification(
         form: dict[str, Any] = dict(parametrization=parametrization, base_width=base_width)
         return ViT(dataset.image_shape, dataset.num_classes, key=key, **sizes, **form)
 
-    return ImageClassification(dataset, build, batch_size=batch_size)
+    return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 @typechecked
@@ -187,7 +187,7 @@ def language_modeling(
         form: dict[str, Any] = dict(max_length=max_length, dropout=dropout, parametrization=parametrization)
         return TransformerLM(dataset.vocab_size, key=key, **sizes, **form)
 
-    return LanguageModeling(dataset, build, batch_size=batch_size)
+    return LanguageModeling(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 def _channels(dataset: ImageDataset) -> int:

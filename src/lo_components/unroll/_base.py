@@ -117,7 +117,7 @@ class TruncatedUnroll(eqx.Module):
     split: str | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
-        if not isinstance(self.window, int) or self.window < 1:
+        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
             raise ValueError(f"`window` must be at least 1 and a whole number, got {self.window!r}.")
 
     def init(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
