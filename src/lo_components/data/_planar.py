@@ -10,7 +10,11 @@ Batch = tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]
 
 
 def checked_batch(path: Path, data: Any, labels: Any, *, size: int, first: int, last: int) -> Batch:
-    """Images `[n, size, size, 3]` and labels from 0, given rows and labels from `first` to `last` of any type."""
+    """Images `[n, size, size, 3]` and labels from 0, from the `data` and `labels` that the file at `path` holds.
+
+    The file may hold objects of any type, so they are checked: `data` must have one image per row, and the labels must
+    be between `first`, which becomes label 0, and `last`.
+    """
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
         raise ValueError(f"`{path}`: `data` is not a matrix of bytes with one image per row.")
     if data.shape[1] != 3 * size * size:

@@ -21,19 +21,20 @@ from ._trainer import MetaState
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The folder of a run, and how often to write checkpoints and how many to keep.
+    """The folder of a run, the interval between its checkpoints, and the number of checkpoints to keep.
 
     **Arguments:**
 
     - `folder`: created if missing; holds `config.json`, `constants.json`, `log.jsonl`, `best.safetensors` and the
       newest checkpoints, named after their meta-step, for instance `checkpoint-00000200.safetensors`.
-    - `config`: identifies the run, as JSON. A folder with another configuration is an error, and so is one with
-      checkpoints of a learner or an estimator with other constants (`std`, horizons, windows, batch sizes, widths).
+    - `config`: identifies the run, and must be serializable as JSON. A run raises an error if its folder holds another
+      configuration, or checkpoints of a learner or an estimator with other constants (`std`, horizons, windows, batch
+      sizes, widths).
     - `every`: meta-steps between two checkpoints. The best checkpoint is the one with the lowest mean meta-loss over
-      these meta-steps. If only the last window of an episode contributes to the meta-loss, `every` must be long enough
-      for each particle to end several episodes. Checkpoints after fewer meta-steps, at the end of a run or on SIGTERM,
-      are not candidates.
-    - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run survives a corrupt one.
+      the `every` meta-steps before it. If only the last window of an episode contributes to the meta-loss, `every` must
+      be long enough for each particle to end several episodes. A checkpoint that is written early, at the end of a run
+      or on SIGTERM, cannot become the best.
+    - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run can resume if the newest one is corrupt.
 
     Raises `ValueError` if `every` or `keep` is below 1.
     """
@@ -65,8 +66,10 @@ class DurableRun:
             remove_temporaries(folder.path)
             return folder
 
+        # Only the first process opens the folder. In the others `by_first` returns None, and they know only its path.
         self._folder = by_first(claimed) or RunFolder(Path(settings.folder), dict(settings.config))
-        # Meta-losses since the last multiple of `every`: those still on the device, and sum and number of the others.
+        # The meta-losses since the last multiple of `every`: `_losses` are still on the device, and `_sum` and `_count`
+        # are the sum and the number of those that were already copied to the host.
         self._losses: list[jax.Array] = []
         self._sum, self._count = 0.0, 0
         self._best = math.inf
@@ -106,7 +109,7 @@ class DurableRun:
                 exception.add_note(f"The last checkpoint was not written either: {error!r}")
 
     def after_step(self, step: int, state: MetaState, meta_loss: jax.Array, *, last: bool) -> None:
-        """Write a checkpoint if one is due. Errors of the writer are raised here."""
+        """Write a checkpoint if one is due, and raise the error of an earlier write that failed."""
         self._losses.append(meta_loss)
         if self._write is not None and self._write.done():
             self._wait()
@@ -124,8 +127,8 @@ class DurableRun:
             from tqdm.auto import tqdm
 
             tqdm.write(
-                f"Stopped by SIGTERM after meta-step {step}, which is in `{self._folder.path}`: run the same command "
-                "again to continue.",
+                f"Stopped by SIGTERM after meta-step {step}. Its checkpoint is in `{self._folder.path}`. Run the same "
+                "command again to continue.",
                 file=sys.stderr,
             )
 
@@ -138,7 +141,7 @@ class DurableRun:
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []
         metadata: dict[str, Any] = {"step": step, "config": self._folder.config, RESERVED: _origin(state)}
-        # A checkpoint at the end or on SIGTERM averages fewer losses, so it is no candidate for the best.
+        # A checkpoint at the end or on SIGTERM averages fewer losses, so it cannot become the best.
         metadata["meta_loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
             self._sum, self._count = 0.0, 0
@@ -149,7 +152,11 @@ class DurableRun:
             self._write = self._writer.submit(self._store, copy, metadata)
 
     def _store(self, state: MetaState, metadata: Mapping[str, Any]) -> None:
-        """Runs in the writer's thread. The best comes first: a run killed in between writes this checkpoint again."""
+        """Write the files of one checkpoint, in the writer's thread.
+
+        `best.safetensors` is written first. A run that is killed between the two files then resumes from the previous
+        checkpoint and reaches this one again, so the best is never lost.
+        """
         meta_loss = metadata["meta_loss"]
         if meta_loss is not None and meta_loss < self._best:
             save_arrays(self._folder.best, state, metadata=metadata)
@@ -174,7 +181,7 @@ def _origin(state: MetaState) -> dict[str, Any]:
 
 
 def newest_intact(folder: RunFolder, like: MetaState) -> tuple[MetaState, dict[str, Any]] | None:
-    """The newest usable checkpoint and its metadata; newer ones are set aside with a warning.
+    """The newest usable checkpoint and its metadata. Newer ones, all unusable, are renamed with a warning.
 
     Raises `CheckpointError` if there are checkpoints but none is usable, and leaves them untouched.
     """

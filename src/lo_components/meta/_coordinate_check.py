@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._types import typechecked
 from ..tasks import AbstractTask
 from ..unroll import AbstractInnerStep, GradientStep
-from ._evaluate import Trainer, as_learner, other_key, trained
+from ._evaluate import Trainer, as_learner, observed_training, other_key
 from ._named_values import named_values
 
 
@@ -158,7 +158,7 @@ def _changes(learner, task, num_steps, inner_step, num_seeds, key) -> dict[str, 
             return named_values(lambda p: task.loss(p, probe, key=loss_key), before)
 
         # One more step, so that one program computes initial and later values: rounding must not look like a change.
-        found = trained(learner, task, num_steps + 1, inner_step, values, key=seed_key)
+        found = observed_training(learner, task, num_steps + 1, inner_step, values, key=seed_key)
         changes = jax.tree.map(lambda x: x[1:].astype(jnp.float32) - x[:1].astype(jnp.float32), found)
         return jax.tree.map(lambda change: jnp.sqrt(jnp.mean(jnp.square(change), axis=1)), changes)
 

@@ -24,9 +24,12 @@ class Evaluation(eqx.Module):
 
     - `losses`: the loss before each step or round, one row per seed; non-finite values are left as they are.
     - `finite`: whether every loss of a seed was finite.
-    - `used`: for aggregators, the fraction of workers that each round used.
-    - `metrics`: by split and name, for instance `metrics["test"]["accuracy"]`, after the steps in `metric_steps`.
+    - `used`: the fraction of workers that each round used; `None` for optimizers.
+    - `metrics`: by split and name, for instance `metrics["test"]["accuracy"]`, measured after the steps in
+        `metric_steps`.
     - `metrics_every`: the number of steps between two measurements; `None`: only one, after the last step.
+
+    In the result of [`lo_components.meta.sweep`][], all arrays have a leading axis of configurations.
     """
 
     losses: Float[Array, "seeds steps"]
@@ -52,9 +55,9 @@ class Evaluation(eqx.Module):
     def steps_to(self, loss: float, last: int = 20) -> Float[Array, "*configurations seeds"]:
         """The number of steps, or rounds, after which each seed's mean of the last `last` losses is at most `loss`.
 
-        [`lo_components.meta.median_interval`][] turns it into a median with a confidence interval.
+        [`lo_components.meta.median_interval`][] turns these numbers into a median with a confidence interval.
 
-        **Returns:** one number per seed; infinity for a seed that never gets there.
+        **Returns:** one number per seed; infinity for a seed whose mean never reaches `loss`.
 
         Raises `ValueError` if `last` is below 1.
         """
@@ -70,6 +73,7 @@ class Evaluation(eqx.Module):
 
 
 def _metric_steps(num_steps: int, every: int | None) -> Int[np.ndarray, " points"]:
+    """The multiples of `every` below `num_steps` (none if `every` is `None`), and `num_steps`."""
     return np.append(np.arange(num_steps if every is None else every, num_steps, every), num_steps)
 
 
@@ -88,14 +92,17 @@ def evaluate(
 ) -> Evaluation:
     """Meta-test: train a task from scratch with a learner, several seeds at once, in one compiled call.
 
-    A second call with the same task object and sizes, and a learner with equal constants, compiles nothing. (Each
-    `optax.adam(...)` is a new constant; [`lo_components.meta.sweep`][] compiles once for many hyperparameters.) A seed
-    depends only on `key` and its index, so learners compared under one key start from the same initial parameters,
-    and see the same batches if their inner steps are of the same kind. Measuring metrics does not change the losses.
+    A second call does not compile again if the task is the same object, the sizes are the same, and the learner has
+    equal constants. Each `optax.adam(...)` is a new constant and compiles again; [`lo_components.meta.sweep`][]
+    compiles once for many hyperparameters.
+
+    The random numbers of a seed depend only on `key` and the seed's index. So learners that are evaluated with the same
+    `key` start from the same initial parameters, and they see the same batches if their inner steps are of the same
+    kind. Measuring metrics does not change the losses.
 
     **Arguments:**
 
-    - `learner`: any optimizer or optax transformation, or any aggregator with a
+    - `learner`: any optimizer or optax transformation; or any aggregator, if `inner_step` is a
         [`lo_components.unroll.LocalRound`][].
     - `task`: the task to train; its update scales are applied to the learner's updates.
     - `num_steps`: inner steps, or rounds.
@@ -132,7 +139,7 @@ def evaluate(
 
 
 def as_learner(learner: Trainer) -> AbstractOptimizer | AbstractAggregator:
-    """The learner itself; an optax transformation as an optimizer."""
+    """The learner itself, or an optimizer that wraps it if it is an optax transformation."""
     return learner if isinstance(learner, AbstractAggregator) else as_optimizer(learner, "learner")
 
 
@@ -145,7 +152,7 @@ def _evaluate(learner, task, num_steps, inner_step, num_seeds, seeds_at_once, sp
         seed_key = jax.random.fold_in(key, index)
 
         def measured(params):
-            # Reference batches for batch normalization are the same at every measurement.
+            # The key is the same at every measurement, so batch normalization uses the same reference batches.
             metrics_key = other_key(seed_key)
             return {split: task.metrics(params, split=split, key=metrics_key) for split in splits}
 
@@ -154,13 +161,13 @@ def _evaluate(learner, task, num_steps, inner_step, num_seeds, seeds_at_once, sp
             metrics = jax.lax.cond(measured_after[t], measured, lambda _: skipped, after)
             return loss, state.used if isinstance(state, AggregatorState) else None, metrics
 
-        return trained(learner, task, num_steps, inner_step, observed, key=seed_key)
+        return observed_training(learner, task, num_steps, inner_step, observed, key=seed_key)
 
     losses, used, metrics = jax.lax.map(run, jnp.arange(num_seeds), batch_size=seeds_at_once)
     return losses, used, jax.tree.map(lambda x: x[:, steps - 1], metrics)
 
 
-def trained(
+def observed_training(
     learner: AbstractOptimizer | AbstractAggregator,
     task: AbstractTask,
     num_steps: int,
@@ -184,7 +191,7 @@ def trained(
 
 
 def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
-    """A key that `trained` does not use."""
+    """A key that differs from all keys that `observed_training` derives from `key`."""
     return jax.random.fold_in(key, 2)
 
 
@@ -192,9 +199,10 @@ def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
 def step_sizes(
     learner: Trainer, task: AbstractTask, *, num_steps: int, key: PRNGKeyArray
 ) -> dict[str, Float[Array, " steps"]]:
-    r"""The root mean square of each array's update in each step, $\lVert p_{t+1} - p_t \rVert / \sqrt n$ for size $n$.
+    r"""The root mean square of each array's update in each step, $\lVert p_{t+1} - p_t \rVert / \sqrt n$.
 
-    Shows which layers a learned optimizer trains and how its step sizes decay.
+    Here $n$ is the number of elements of the array $p$. The result shows which layers a learned optimizer trains and
+    how its step sizes decay.
 
     **Arguments:**
 
@@ -217,4 +225,4 @@ def _step_sizes(learner, task, num_steps, key):
         moves = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), after, before)
         return {path_name(p): jnp.sqrt(jnp.mean(jnp.square(x))) for p, x in jax.tree_util.tree_leaves_with_path(moves)}
 
-    return trained(learner, task, num_steps, GradientStep(), sizes, key=key)
+    return observed_training(learner, task, num_steps, GradientStep(), sizes, key=key)

@@ -43,7 +43,8 @@ class MeanLoss(AbstractMetaLoss):
 class FinalLoss(AbstractMetaLoss):
     r"""The loss of the last step, $\ell_T$. Every truncation window except the last contributes 0.
 
-    An episode that ends early because it became non-finite ends with the task's `max_loss`.
+    The last window contributes $\ell_T$ times the number of windows, so that the mean over windows is $\ell_T$. An
+    episode that ends early because it became non-finite ends with the task's `max_loss`.
     """
 
     def __call__(self, losses, previous_loss, num_windows, last):
@@ -54,8 +55,9 @@ class TelescopedLoss(AbstractMetaLoss):
     r"""The change of the loss over an episode, $\ell_T - \ell_0$, as a sum of the changes over its truncation windows.
 
     $\ell_0$ is the loss of the initial parameters, which does not depend on the learner, so the gradient is that of the
-    final loss. Unlike [`lo_components.unroll.FinalLoss`][], every window contributes. If an episode ends early, earlier
-    windows keep the weight of the planned length.
+    final loss. Unlike [`lo_components.unroll.FinalLoss`][], every window contributes: its change times the number of
+    windows, so that the mean over windows is the total change. If an episode ends early, only its last window is
+    multiplied by the number of windows that were run; all earlier windows were multiplied by the planned number.
     """
 
     def __call__(self, losses, previous_loss, num_windows, last):
