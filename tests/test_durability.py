@@ -408,7 +408,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_so_that_the_run_can_continue(fini
         with pytest.raises(SystemExit) as stop:
             train(tmp_path, keep=9)
     assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
-    assert f"Stopped by SIGTERM after meta-step 10, which is in `{tmp_path}`" in capsys.readouterr().err
+    assert f"Stopped by SIGTERM after meta-step 10. Its checkpoint is in `{tmp_path}`" in capsys.readouterr().err
     assert steps_in(tmp_path) == [7, 10]
     assert_identical(train(tmp_path, keep=9), finished[1])
     assert [row["step"] for row in read_log(tmp_path)] == [5, 10, 15, 20, 25, 30]
@@ -685,7 +685,7 @@ def test_a_process_that_gets_sigterm_exits_with_143_and_continues(tmp_path, star
     wait_for_step(child, folder, 10)
     child.terminate()
     error = child.communicate(timeout=60)[1]
-    assert child.returncode == 143 and f"after meta-step {newest(folder)}, which is in `{folder}`" in error
+    assert child.returncode == 143 and f"after meta-step {newest(folder)}. Its checkpoint is in `{folder}`" in error
     assert newest(folder) < num_steps
     finish(start(folder, num_steps))
     finish(start(tmp_path / "whole", num_steps))

@@ -1,7 +1,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._types import typechecked
 from ._base import AbstractParametrization, Axis, WidthSpec, check_widths
@@ -42,7 +42,7 @@ class Absorbed(AbstractParametrization):
     def forward_multiplier(self, width: WidthSpec) -> float:
         return 1.0
 
-    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         return self.mup.update_scale(width, rule) * self.mup.forward_multiplier(width) ** (1 + rule.gradient_power)
 
     def attention_scale(self, head: Axis) -> float:

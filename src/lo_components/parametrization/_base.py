@@ -5,7 +5,7 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._types import Scales
 from ._rule import UNSCALED, UpdateRule, every_leaf
@@ -178,7 +178,7 @@ class AbstractParametrization(eqx.Module):
         """
 
     @abc.abstractmethod
-    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         """The factor on an optimizer's update.
 
         **Arguments:**

@@ -1,5 +1,7 @@
 import math
 
+from jaxtyping import Array, Float
+
 from ._base import AbstractParametrization, Axis, WidthSpec
 from ._mup import MuP
 from ._rule import UpdateRule
@@ -56,7 +58,7 @@ class DepthMuP(AbstractParametrization):
     def forward_multiplier(self, width: WidthSpec) -> float:
         return self.mup.forward_multiplier(width)
 
-    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         scale = self.mup.update_scale(width, rule)
         if not width.residual:
             return scale

@@ -1,3 +1,5 @@
+from jaxtyping import Array, Float
+
 from ._base import AbstractParametrization, Axis, WidthSpec
 from ._rule import UpdateRule
 
@@ -31,7 +33,7 @@ class MuP(AbstractParametrization):
 
     input_mult: float = 1.0
     output_mult: float = 1.0
-    hidden_mult: float = 1.0
+    hidden_mult: float | Float[Array, ""] = 1.0
     bias_std: float = 1.0
 
     def init_std(self, width: WidthSpec) -> float:
@@ -44,7 +46,7 @@ class MuP(AbstractParametrization):
             return self.output_mult / width.fan_in_mult
         return self.input_mult if width.role == "input" else 1.0
 
-    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         multiplier = self.hidden_mult if width.role == "hidden" else 1.0
         # The readout's forward multiplier is already the inverse of its fan-in multiplier.
         fan_in = rule.fan_in - (1 + rule.gradient_power if width.role == "output" else 0)

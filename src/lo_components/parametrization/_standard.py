@@ -1,3 +1,5 @@
+from jaxtyping import Array, Float
+
 from ._base import AbstractParametrization, Axis, WidthSpec
 from ._rule import UpdateRule
 
@@ -15,7 +17,7 @@ class SP(AbstractParametrization):
     def forward_multiplier(self, width: WidthSpec) -> float:
         return 1.0
 
-    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float:
+    def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         return 1.0
 
     def attention_scale(self, head: Axis) -> float:
