@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def read_lines(paths: str | Path | Sequence[str | Path]) -> Iterator[str]:
 
 @typechecked
 def text_files(
-    paths: str | Path | Sequence[str | Path] | dict[str, str | Path | Sequence[str | Path]],
+    paths: str | Path | Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]],
     tokenizer: AbstractTokenizer,
     *,
     length: int = 64,
@@ -52,7 +52,7 @@ def text_files(
     Raises `FileNotFoundError` if a file is missing, and `ValueError` if one is not UTF-8 text or a split has too little
     text for one sequence; both name the file.
     """
-    if isinstance(paths, dict):
+    if isinstance(paths, Mapping):
         files = {split: _files(split_paths) for split, split_paths in paths.items()}
         return _from_files(
             files, lambda: {split: _lines(paths) for split, paths in files.items()}, tokenizer, length, cache
