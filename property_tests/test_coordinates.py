@@ -207,13 +207,23 @@ def test_with_batch_norm_a_resnet_is_near_its_limit_from_narrow_widths_with_sgd(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", sorted(set(OPTIMIZERS) - {"orthogonalized"}))
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_networks_under_sp(name, optimizer):
     _, under_sp, _ = OPTIMIZERS[optimizer]
     check = coordinate_check(name, SP(), under_sp, seed=0, **(WIDE[name] | dict(num_steps=3)))
     print(f"\n{name}, {optimizer}, SP, step 1\n{check.table(0)}\nstep 3\n{check.table(2)}")
     assert check.largest(0) > 0.5
+
+
+@pytest.mark.slow
+def test_under_sp_orthogonalized_updates_move_the_readout_more_and_the_first_layer_less():
+    """Updates of norm 1 in the spectrum change a layer by the root of fan-in over fan-out: n^(1/2) and n^(-1/2)."""
+    _, under_sp, _ = OPTIMIZERS["orthogonalized"]
+    check = coordinate_check("mlp", SP(), under_sp, seed=0, widths=(64, 256, 1024), num_steps=3, num_seeds=3, depth=3)
+    exponents = check.exponents(0)
+    assert exponents["layers/0"].value < -0.4 and exponents["layers/3"].value > 0.3, check.table(0)
+    assert abs(exponents["layers/2"].value) < 0.15, check.table(0)
 
 
 @pytest.mark.slow
