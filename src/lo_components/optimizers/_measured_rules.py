@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
-from .._tree import path_name
+from .._tree import concrete, path_name
 from .._types import Params
 from ..parametrization import PROPORTIONAL, SCALE_FREE, UpdateRule
 from ._base import AbstractOptimizer, StepContext
@@ -85,7 +85,7 @@ def _concrete(optimizer: AbstractOptimizer, value: float) -> AbstractOptimizer:
 
 
 def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+    return not concrete(*jax.tree.leaves(tree))
 
 
 def _rule(name: str, trials: tuple[np.ndarray, ...]) -> UpdateRule:
