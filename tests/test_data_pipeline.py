@@ -2,14 +2,17 @@
 
 import json
 import sys
+import threading
 from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import run_python
 
 from lo_components.data import (
+    AbstractBatchIterator,
     ByteTokenizer,
     image_dataset,
     pipeline,
@@ -17,6 +20,7 @@ from lo_components.data import (
     sample_batch,
     split_off,
     text_dataset,
+    windows,
 )
 
 pytest.importorskip("grain")
@@ -309,3 +313,134 @@ def test_workers_make_one_pass_and_pass_on_errors():
 def test_trees_of_whole_arrays_are_refused(source):
     with pytest.raises(TypeError, match="`source` must be a data set, an array or a sequence of examples, got a"):
         pipeline(source, 2, seed=0)
+
+
+# Windows of batches, and the thread that reads ahead.
+
+
+@pytest.mark.parametrize("ahead", [None, 1, 3])
+def test_windows_are_consecutive_batches_with_the_position_after_them(ahead):
+    def prefetched(iterator):
+        return iterator if ahead is None else prefetch_to_device(iterator, ahead)
+
+    with (
+        closing(pipeline(images(), 8, seed=5)) as batches,
+        closing(prefetched(windows(pipeline(images(), 8, seed=5), 3))) as stacked,
+    ):
+        assert stacked.state() == batches.state()
+        for _ in range(3):
+            expected = [next(batches) for _ in range(3)]
+            assert_trees_equal(next(stacked), jax.tree.map(lambda *x: np.stack(x), *expected))
+            assert stacked.state() == batches.state()
+        position, following = stacked.state(), next(stacked)
+        assert position["batches"] == 9
+        stacked.restore(json.loads(json.dumps(position)))
+        assert_trees_equal(next(stacked), following)
+        stacked.close()
+        assert stacked.state()["batches"] == 12
+    with closing(pipeline(images(), 8, seed=5)) as other, pytest.raises(ValueError, match="from another pipeline"):
+        prefetched(windows(pipeline(images(), 4, seed=5), 3)).restore(other.state())
+    with pytest.raises(ValueError, match="`num_batches` must be at least 1, got 0"):
+        windows(other, 0)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_windows_end_with_the_last_whole_one(ahead):
+    once = windows(pipeline(images(), 4, seed=5, repeat=False), 2)  # five batches
+    with closing(prefetch_to_device(once) if ahead else once) as stacked:
+        assert len(list(stacked)) == 2
+        assert stacked.state()["batches"] == 4
+        with pytest.raises(StopIteration):
+            next(stacked)
+    once = pipeline(images(), 8, seed=5, repeat=False)  # the last batch has four examples
+    message = r"`iterator` must have batches of equal shapes, .*`0` is float32\[4, 2, 2, 3\], expected float32\[8, 2, 2"
+    with closing(windows(once, 3)) as stacked, pytest.raises(ValueError, match=message):
+        next(stacked)
+
+
+class Recovering(Squares):
+    """One read fails."""
+
+    failures = 1
+
+    def __getitem__(self, index):
+        if index == 7 and self.failures:
+            self.failures -= 1
+            raise OSError("example 7 cannot be read now")
+        return super().__getitem__(index)
+
+
+def reader_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_an_error_of_the_reader_reaches_the_caller_and_loses_no_batch():
+    with closing(prefetch_to_device(windows(pipeline(Recovering(), 2, seed=0, shuffle=False), 2))) as ahead:
+        np.testing.assert_array_equal(next(ahead)["n"], [[0, 1], [2, 3]])
+        with pytest.raises(OSError, match="example 7 cannot be read now"):
+            next(ahead)
+        assert not reader_threads() and ahead.state()["batches"] == 2
+        np.testing.assert_array_equal(next(ahead)["n"], [[4, 5], [6, 7]])
+        assert len(reader_threads()) == 1
+    assert not reader_threads()
+
+
+def test_reading_goes_on_while_the_caller_computes():
+    read, both = [], threading.Event()
+
+    class Noticed(Squares):
+        def __getitem__(self, index):
+            read.append(threading.current_thread())
+            if len(read) == 20:
+                both.set()
+            return super().__getitem__(index)
+
+    with closing(prefetch_to_device(pipeline(Noticed(), 10, seed=0, read_ahead=1), 1)) as ahead:
+        next(ahead)
+        assert both.wait(60)  # the second batch, which nobody has asked for
+    assert threading.main_thread() not in read
+
+
+def test_batches_go_to_the_default_device_of_the_caller():
+    found = []
+
+    class Asking(Squares):
+        def __next__(self):
+            found.append(jax.config.jax_default_device)
+            return np.zeros(2)
+
+        def state(self):
+            return {}
+
+        def restore(self, state):
+            pass
+
+    AbstractBatchIterator.register(Asking)
+    with jax.default_device(jax.devices()[0]):
+        ahead = prefetch_to_device(Asking(), 1)
+    assert not next(ahead).committed
+    next(ahead)
+    assert set(found) == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize("end", ["", "raise RuntimeError('boom')", "del ahead"])
+def test_a_program_ends_while_batches_are_read(end):
+    """A thread that transfers a batch while Python exits would crash, or keep the program from ending."""
+    code = f"""
+import time
+import numpy as np
+from lo_components import data
+
+class Slow:
+    def __len__(self): return 1000
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return np.zeros(10**5, np.float32)
+
+ahead = data.prefetch_to_device(data.windows(data.pipeline(Slow(), 2, seed=0), 2), 3)
+next(ahead)
+{end}
+"""
+    done = run_python(code)
+    errors = [line for line in done.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
+    assert (done.returncode, errors) == ((1, ["RuntimeError: boom"]) if "boom" in end else (0, []))

@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -97,3 +97,21 @@ def whole(number: Any) -> Int[Array, ""]:
 def path_name(path: tuple) -> str:
     """A key path as a readable name: `.layers[0].weight` becomes `layers/0/weight`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def mismatch(tree: PyTree, like: PyTree) -> str | None:
+    """The first leaf of `tree` whose name, shape or dtype is not that in `like`, in words; `None` if there is none."""
+    found, expected = (dict(_kinds(t)) for t in (tree, like))
+    for name in [*expected, *found]:
+        got, wanted = (kinds.get(name, "no leaf") for kinds in (found, expected))
+        if got != wanted:
+            return f"`{name}` is {got}, expected {wanted}" if name else f"it is {got}, expected {wanted}"
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        return f"it is a {type(tree).__name__} of another structure than expected, with equal leaves"
+    return None
+
+
+def _kinds(tree: PyTree) -> Iterator[tuple[str, str]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None)
+        yield path_name(path), type(leaf).__name__ if dtype is None else f"{dtype}{list(leaf.shape)}"

@@ -31,3 +31,4 @@ from ._tokenizer import AbstractTokenizer as AbstractTokenizer
 from ._tokenizer import ByteTokenizer as ByteTokenizer
 from ._tokens import TokenDataset as TokenDataset
 from ._tokens import text_dataset as text_dataset
+from ._windows import windows as windows
