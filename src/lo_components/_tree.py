@@ -103,7 +103,7 @@ def mismatch(tree: PyTree, like: PyTree) -> str | None:
     """The first leaf of `tree` whose name, shape or dtype is not that in `like`, in words; `None` if there is none."""
     found, expected = (dict(_kinds(t)) for t in (tree, like))
     for name in [*expected, *found]:
-        got, wanted = (kinds.get(name, "no leaf") for kinds in (found, expected))
+        got, wanted = found.get(name, "missing"), expected.get(name, "no such leaf")
         if got != wanted:
             return f"`{name}` is {got}, expected {wanted}" if name else f"it is {got}, expected {wanted}"
     if jax.tree.structure(tree) != jax.tree.structure(like):

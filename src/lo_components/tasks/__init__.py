@@ -12,6 +12,9 @@ from ._model import AbstractModelTask as AbstractModelTask
 from ._quadratic import LinearRegression as LinearRegression
 from ._quadratic import Quadratic as Quadratic
 from ._quadratic import RandomRegressions as RandomRegressions
+from ._streamed import Streamed as Streamed
+from ._streamed import streamed_tasks as streamed_tasks
+from ._streamed import with_window as with_window
 from ._supervised import ImageClassification as ImageClassification
 from ._wrapper import AbstractTaskWrapper as AbstractTaskWrapper
 from ._zoo import cnn_classification as cnn_classification
