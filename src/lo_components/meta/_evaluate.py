@@ -13,6 +13,7 @@ from ..aggregators import AbstractAggregator, AggregatorState
 from ..optimizers import AbstractOptimizer, as_optimizer
 from ..tasks import AbstractMeasuredTask, AbstractTask
 from ..unroll import AbstractInnerStep, GradientStep
+from ._arguments import checked
 
 Trainer = AbstractOptimizer | AbstractAggregator | optax.GradientTransformation
 
@@ -77,6 +78,7 @@ def _metric_steps(num_steps: int, every: int | None) -> Int[np.ndarray, " points
     return np.append(np.arange(num_steps if every is None else every, num_steps, every), num_steps)
 
 
+@checked
 @typechecked
 def evaluate(
     learner: Trainer,
@@ -195,6 +197,7 @@ def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.random.fold_in(key, 2)
 
 
+@checked
 @typechecked
 def step_sizes(
     learner: Trainer, task: AbstractTask, *, num_steps: int, key: PRNGKeyArray
