@@ -135,7 +135,8 @@ class Given(AbstractEstimator):
         return jnp.zeros((), jnp.int32)
 
     def estimate(self, learner, state, *, key):
-        return Estimate(jnp.asarray(2.5), jnp.asarray(1.5), self.grad, self.finite, self.finite, {}), state + 1
+        numbers = jnp.asarray(2.5), jnp.asarray(1.5), self.grad, self.finite, self.finite, jnp.asarray(20)
+        return Estimate(*numbers, diagnostics={}), state + 1
 
 
 def quadratic_unroll(*, steps, window, max_loss=math.inf):

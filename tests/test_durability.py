@@ -86,6 +86,11 @@ def meta_state(step=0):
     )
 
 
+def without_times(metadata):
+    log = {name: value for name, value in metadata["log"].items() if name not in ("seconds", "row_began")}
+    return {**metadata, "log": log}
+
+
 def metadata_of(path):
     return load_arrays(path, meta_state())[1]
 
@@ -117,7 +122,7 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written(finished, tmp_path, monk
             load_arrays(f / f"checkpoint-{step:08d}.safetensors", expected()) for f in (tmp_path / "run", finished[0])
         )
         assert_identical(late[0], plain[0])
-        assert late[1] == plain[1]
+        assert without_times(late[1]) == without_times(plain[1])
 
 
 def test_a_second_checkpoint_waits_for_the_first(tmp_path, monkeypatch):
@@ -178,9 +183,8 @@ def test_the_newest_few_are_kept(tmp_path, finished, keep):
 
 def follow(folder, losses, *, every=2, start=0):
     """A run whose meta-steps have these losses."""
-    run = DurableRun(Checkpoints(folder, {}, every))
-    assert run.resume(meta_state()).step == start
-    with run:
+    with DurableRun(Checkpoints(folder, {}, every)) as run:
+        assert run.resume(meta_state())[0].step == start
         for step, loss in enumerate(losses[start:], start + 1):
             run.after_step(step, meta_state(step), jnp.asarray(loss), last=step == len(losses))
 
@@ -256,7 +260,7 @@ def with_constants(
 
 OTHERS = {
     "estimator/std` is 0.01 there, 0.02 here": dict(std=0.02),
-    "estimator/std` is 0.01 there, a function here": dict(std=lambda windows: 0.01),
+    "estimator/std` is 0.01 there, test_durability.<lambda> here": dict(std=lambda windows: 0.01),
     "estimator/unroll/horizon/steps` is 10 there, 20 here": dict(horizon=20),
     "estimator/unroll/window` is 5 there, 2 here": dict(window=2),
     "estimator/shaping` is Difference there, SignOfDifference here": dict(shaping=SignOfDifference()),
@@ -291,7 +295,7 @@ def test_a_run_is_continued_with_the_same_constants_on_other_devices_and_by_othe
         shutil.copytree(begun[0], folder)
         stamp = folder / "constants.json"
         known = json.loads(stamp.read_text())
-        assert known["estimator/std"] == "0.01" and "learner/optimizer/hyperparameters/learning_rate" not in known
+        assert known["estimator/std"] == known["learner/optimizer/hyperparameters/learning_rate"] == "0.01"
         if name == "new field":
             stamp.write_text(json.dumps({n: value for n, value in known.items() if n != "estimator/std"}))
         if name == "version before":
@@ -314,10 +318,9 @@ def test_damaged_constants_are_refused(begun, tmp_path):
         with_constants(tmp_path / "run")
 
 
-def test_long_sequences_count_by_their_length():
-    named = constants(
-        SGD(0.1), {"names": ("a", "b"), "pieces": list(range(1000)), "table": jnp.ones((2, 3)), "key": KEY}
-    )
+def test_long_sequences_and_arrays_are_hashed():
+    table = np.ones((2, 3), np.float32)
+    named = constants(SGD(0.1), {"names": ("a", "b"), "pieces": list(range(1000)), "table": table, "key": KEY})
     assert named == {
         "learner": "OptaxOptimizer",
         "learner/transformation": "optax.sgd",
@@ -328,9 +331,10 @@ def test_long_sequences_count_by_their_length():
         "estimator/names": "2 entries",
         "estimator/names/0": "a",
         "estimator/names/1": "b",
-        "estimator/pieces": "1000 entries",
+        "estimator/pieces": "1000 entries, 8157cd68feedcc8d",
         "estimator/table": "float32[2, 3]",
-        "estimator/key": "key<fry>[]",
+        "estimator/table (values)": "8092a638f3abb432",
+        "estimator/key": "[0 0]",
     }
 
 
@@ -415,7 +419,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_so_that_the_run_can_continue(fini
     # The mean losses, and with them the best, are those of the run that was not stopped.
     for name in ("checkpoint-00000014", "checkpoint-00000030", "best"):
         stopped, whole = (load_arrays(f / f"{name}.safetensors", expected())[1] for f in (tmp_path, finished[0]))
-        assert stopped == whole
+        assert without_times(stopped) == without_times(whole)
 
 
 def test_sigterm_in_the_last_step_leaves_a_finished_run(finished, tmp_path, monkeypatch):

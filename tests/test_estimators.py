@@ -46,6 +46,7 @@ from lo_components.unroll import (
     AbstractMetaLoss,
     ConstantHorizon,
     FinalLoss,
+    HorizonSchedule,
     LogUniformHorizon,
     MeanLoss,
     TelescopedLoss,
@@ -119,7 +120,11 @@ def mean_and_error(estimates):
 def test_with_random_horizons_windows_count_equally_and_so_long_episodes_count_more():
     """Full ES weighs episodes equally, the others by their length."""
     unroll = TruncatedUnroll(Quadratic(jnp.asarray(START)), LogUniformHorizon(5, 40), 5)
-    lengths = np.asarray(jax.vmap(lambda k: unroll.horizon.sample(5, key=k))(jax.random.split(jax.random.key(1), 4000)))
+
+    def sample(key):
+        return unroll.horizon.sample(5, windows_so_far=jnp.asarray(0), key=key)
+
+    lengths = np.asarray(jax.vmap(sample)(jax.random.split(jax.random.key(1), 4000)))
     grads = {n: np.mean([t * (START + t * VELOCITY) for t in range(n)], axis=0) for n in np.unique(lengths)}
     each = np.array([grads[n] for n in lengths])
     expected = {FullES: each.mean(0), ESSingle: (lengths[:, None] * each).mean(0) / lengths.mean()}
@@ -326,19 +331,57 @@ def test_the_telescoped_loss_on_a_split_has_the_gradient_of_the_final_loss():
         np.testing.assert_allclose(estimate.grad.velocity, STEPS * (START + STEPS * VELOCITY), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["step", "loss", "meta_loss", "skipped", "steps_per_second"])
+@pytest.mark.parametrize("name", ["step", "loss", "inner_steps", "seconds", "learning_rate", "steps_per_second"])
 def test_a_diagnostic_called_like_a_column_of_the_log_is_refused(name):
     one = jnp.ones(())
     with pytest.raises(ValueError, match=f"must not have a `{name}`, which is another column of the log"):
-        Estimate(one, one, one, one, one, {"mine": one, name: one})
+        Estimate(one, one, one, one, one, jnp.asarray(1), {"mine": one, name: one})
 
 
+def test_estimates_count_the_inner_steps_of_all_particles():
+    learner, unroll = Drift(jnp.asarray(VELOCITY)), TruncatedUnroll(Noisy(), LogUniformHorizon(4, 40), 4)
+    for estimator, steps in (
+        (PES(unroll, 3), 2 * 3 * 4),
+        (Mixture([PES(unroll, 3), TruncatedBackprop(unroll, 5)]), 24 + 20),
+    ):
+        assert [int(e.inner_steps) for e in run(estimator, learner, 2)[0]] == [steps, steps]
+    # An episode of full ES has its own length; with one pair it is the sum of both members.
+    lengths = {int(e.inner_steps) // 2 for e in run(FullES(unroll, 1), learner, 20)[0]}
+    assert lengths <= set(range(4, 41, 4)) and len(lengths) > 3
+    constant = run(FullES(quadratic_unroll(steps=12, window=5), 2), learner, 1)[0][0]
+    assert constant.inner_steps == 2 * 2 * 15
+
+
+@pytest.mark.parametrize("make", [PES, FullES, TruncatedBackprop, lambda unroll, n: Mixture([PES(unroll, n)])])
+def test_a_schedule_of_horizons_counts_estimates(make):
+    learner = Drift(jnp.asarray(VELOCITY))
+    unroll = TruncatedUnroll(Quadratic(jnp.asarray(START)), HorizonSchedule((0, 5), (2, 10), (4, 20)), 5)
+    estimates, _ = run(make(unroll, 2), learner, 8)
+    restarts = [float(next(v for n, v in e.diagnostics.items() if "restarts" in n)) for e in estimates]
+    if make is FullES:
+        assert [int(e.inner_steps) for e in estimates] == [20, 20, 40, 40, 80, 80, 80, 80]
+    else:
+        assert restarts == [1, 1, 0, 1, 0, 0, 0, 1]
+
+
+def test_another_schedule_of_horizons_compiles_nothing():
+    learner = Counting(jnp.asarray(0.1), HashableList())
+    for start, steps in ((1, 10), (2, 10), (2, 20)):
+        horizon = HorizonSchedule((0, 5), (start, steps))
+        run(PES(TruncatedUnroll(Quadratic(jnp.asarray(START)), horizon, 5), 2), learner, 2)
+        if start == 1:
+            assert learner.traces
+            learner.traces.clear()
+    assert not learner.traces
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("split", [None, "train"])
 @pytest.mark.parametrize("meta_loss", [MeanLoss(), FinalLoss(), TelescopedLoss()])
-def test_estimates_make_no_nan_that_the_debugger_of_jax_would_stop_at(meta_loss, split):
+def test_estimates_make_no_nan_that_the_debugger_of_jax_would_stop_at(meta_loss, split, pairs):
     unroll = TruncatedUnroll(Noisy(), 10, 5, meta_loss=meta_loss, split=split)
     with jax.debug_nans(True):
-        for estimator in (PES(unroll, 2), FullES(unroll, 2)):
+        for estimator in (PES(unroll, pairs), FullES(unroll, pairs)):
             estimates, _ = run(estimator, Drift(jnp.asarray(VELOCITY)), 3)
             assert np.all(np.isfinite(estimates[-1].grad.velocity))
 

@@ -26,6 +26,7 @@ from meta_helpers import (
     toy_task,
 )
 
+from lo_components import recipes, theta
 from lo_components.aggregators import Mean
 from lo_components.estimators import PES
 from lo_components.estimators._base import COLUMNS
@@ -33,6 +34,7 @@ from lo_components.meta import (
     Checkpoints,
     Evaluation,
     MetaState,
+    _arguments,
     _checkpoints,
     _loop,
     _run_folder,
@@ -51,6 +53,7 @@ from lo_components.weights import CheckpointError, load_arrays, save_arrays
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+TIMES = {"seconds", "steps_per_second"}
 DIAGNOSTICS = {"restarts", "clipped_losses", "reduced_differences", "variance", "signal"}
 
 
@@ -201,9 +204,9 @@ def test_meta_training_lowers_the_meta_loss(finished):
 def test_the_log_has_the_mean_of_every_few_steps(finished, tmp_path):
     rows = read_log(finished[0])
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
-    numbers = {"step", "loss", "meta_loss", "finite", "usable", "grad_norm", "skipped", "steps_per_second"}
+    numbers = {"step", "loss", "meta_loss", "finite", "usable", "grad_norm", "skipped", "inner_steps"} | TIMES
     assert set(rows[0]) == numbers | DIAGNOSTICS
-    assert numbers == COLUMNS - {"diagnostics"}
+    assert numbers == COLUMNS - {"diagnostics", "learning_rate"}
     assert all(row["finite"] == 1.0 and row["skipped"] == 0.0 and row["steps_per_second"] > 0 for row in rows)
     train(tmp_path / "each", num_steps=10, log_every=1)
     each = read_log(tmp_path / "each")
@@ -277,6 +280,206 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_meta_loss(tmp_path):
     assert [(row["loss"], row["meta_loss"]) for row in read_log(tmp_path / "run")] == [(2.5, 1.5)] * 2
 
 
+def test_the_log_has_inner_steps_seconds_and_the_learning_rate(tmp_path):
+    began = time.perf_counter()
+    train(tmp_path / "run", num_steps=12, optimizer=meta_optimizer(12), log_every=4)
+    elapsed = time.perf_counter() - began
+    rows = read_log(tmp_path / "run")
+    # Two pairs of two members, windows of five steps.
+    assert [row["inner_steps"] for row in rows] == [step * 2 * 2 * 5 for step in (4, 8, 12)]
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < elapsed
+    np.testing.assert_allclose([row["steps_per_second"] for row in rows], 4 / np.diff([0.0, *seconds]), rtol=1e-6)
+    rates = learning_rates(12)
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], rates[[3, 7, 11]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer, has",
+    [
+        (optax.inject_hyperparams(optax.sgd)(learning_rate=0.125), True),
+        (optax.MultiSteps(optax.inject_hyperparams(optax.sgd)(learning_rate=0.125), 2), True),
+        (optax.chain(*2 * [optax.inject_hyperparams(optax.sgd)(learning_rate=0.125)]), False),  # which of the two?
+        (optax.sgd(0.125), False),
+    ],
+)
+def test_the_learning_rate_is_logged_if_the_state_has_one(tmp_path, optimizer, has):
+    train(tmp_path / "run", num_steps=2, optimizer=optimizer)
+    (row,) = read_log(tmp_path / "run")
+    assert row.get("learning_rate") == (0.125 if has else None)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_meta_optimizer_is_adamw_to_the_bit(dtype):
+    schedule = optax.warmup_cosine_decay_schedule(3e-10, 3e-3, 10, 50, 1e-3)
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
+    results = []
+    for optimizer in (meta_optimizer(50, warmup=10), plain):
+        theta = jax.random.normal(jax.random.key(0), (40,), dtype)
+        state, update = optimizer.init(theta), jax.jit(optimizer.update)
+        for t in range(20):
+            updates, state = update(jax.random.normal(jax.random.key(t), (40,), dtype), state, theta)
+            theta = optax.apply_updates(theta, updates)
+        results.append(theta)
+    assert_identical(*results)
+
+
+# Callbacks.
+
+
+def test_a_callback_is_called_with_the_learner_and_its_numbers_are_logged(finished, tmp_path):
+    seen = {}
+
+    def validate(step, learner):
+        seen[step] = learner
+        return {"validation": float(step) / 2, "rate": learner.hyperparameters["learning_rate"]}
+
+    learner = train(tmp_path / "run", callback=validate, callback_every=10)
+    assert_identical(learner, finished[1])
+    assert list(seen) == [10, 20, 30]
+    assert_identical(seen[30], learner)  # its arrays were not given to the next step
+    rates = [float(x.hyperparameters["learning_rate"]) for x in seen.values()]
+    assert len(set(rates)) == 3 and not isinstance(rates[0], jax.core.Tracer)
+    rows = {row["step"]: row for row in read_log(tmp_path / "run")}
+    assert [step for step, row in rows.items() if "validation" in row] == [10, 20, 30]
+    assert [(rows[step]["validation"], rows[step]["rate"]) for step in seen] == [
+        (step / 2, rate) for step, rate in zip(seen, rates, strict=True)
+    ]
+
+
+def test_a_callback_is_called_with_each_row_and_after_the_last_step_and_may_return_nothing(tmp_path):
+    steps = []
+    train(num_steps=12, callback=lambda step, learner: steps.append(step))
+    assert steps == [5, 10, 12]
+
+
+def test_callbacks_do_not_count_as_training(tmp_path):
+    train(tmp_path / "run", num_steps=10, callback=lambda step, learner: time.sleep(0.3), callback_every=5)
+    rows = read_log(tmp_path / "run")
+    assert rows[1]["seconds"] - rows[0]["seconds"] < 0.3 and rows[1]["steps_per_second"] > 5 / 0.3
+
+
+@pytest.mark.parametrize("stop", [13, 15, 20])
+def test_a_resumed_run_calls_the_callback_for_the_same_steps_and_has_the_same_rows(tmp_path, monkeypatch, stop):
+    calls = []
+
+    def validate(step, learner):
+        calls.append(step)
+        return {"rate": learner.hyperparameters["learning_rate"]}
+
+    options = dict(callback=validate, callback_every=10, every=5)
+    whole = train(tmp_path / "whole", **options)
+    assert calls == [10, 20, 30]
+    calls.clear()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, _loop, "_step", stop + 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", **options)
+    assert_identical(train(tmp_path / "run", **options), whole)
+    assert calls == [10, 20, 30]  # none twice: the checkpoints are at the same steps
+    assert without_times(read_log(tmp_path / "run")) == without_times(read_log(tmp_path / "whole"))
+    seconds = [row["seconds"] for row in read_log(tmp_path / "run")]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    "returned, error, words",
+    [
+        ({"loss": 1.0}, ValueError, "must not return `loss`, which is another column"),
+        ({"learning_rate": 1.0}, ValueError, "must not return `learning_rate`, which is another column"),
+        ({"restarts": 1.0}, ValueError, "must not return `restarts`, which is another column"),
+        ([1.0], TypeError, "must return a mapping from names to numbers, or `None`, got a list"),
+        ({1: 1.0}, TypeError, "must return a mapping from names to numbers"),
+        ({"x": jnp.ones(1000)}, TypeError, r"`x` is a ArrayImpl of shape \(1000,\); reduce it"),
+        ({"x": "word"}, TypeError, "`x` is a str"),
+    ],
+)
+def test_what_is_no_named_number_is_refused(tmp_path, returned, error, words):
+    with pytest.raises(error, match=words) as refusal:
+        train(tmp_path / "run", callback=lambda step, learner: returned)
+    assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize("options", [{"callback_every": 5}, {"callback": print, "callback_every": 7}])
+def test_impossible_intervals_of_callbacks_are_refused(options):
+    with pytest.raises(ValueError, match="`callback_every` needs a `callback` and must be a multiple of `log_every`"):
+        train(**options)
+
+
+# Meta-optimizers.
+
+
+def test_multi_steps_updates_the_learner_every_few_meta_steps():
+    learners, options = [], dict(num_steps=6, callback=lambda step, learner: learners.append(learner), log_every=1)
+    train(optimizer=optax.MultiSteps(optax.sgd(0.01), 3), **options)
+    rates = [float(learner.hyperparameters["learning_rate"]) for learner in learners]
+    assert rates[0] == rates[1] == np.float32(0.01) and rates[2] == rates[3] == rates[4] and len(set(rates)) == 3
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.MultiSteps(tx, 1)])
+def test_a_meta_optimizer_gets_the_meta_loss(tmp_path, wrap):
+    plateau = optax.contrib.reduce_on_plateau(patience=2, factor=0.5)
+    optimizer = wrap(optax.chain(optax.sgd(0.0), plateau))
+    estimator = Given(SGD(jnp.asarray(1.0)), jnp.asarray(1.0))  # the meta-loss is always 1.5
+    state = init_meta_state(SGD(jnp.asarray(0.0)), estimator, optimizer, key=KEY)
+    step = eqx.filter_jit(meta_step)
+    for _ in range(6):
+        state, _ = step(state, estimator, optimizer)
+    assert optax.tree.get(state.optimizer_state, "best_value") == 1.5
+    assert optax.tree.get(state.optimizer_state, "scale") == 0.25
+
+
+def test_meta_training_runs_under_the_debugger_of_jax_for_nan():
+    estimator = PES(quadratic_unroll(steps=10, window=5), num_pairs=1)
+    with jax.debug_nans(True):
+        learner = SGD(jnp.asarray(0.01))
+        meta_train(learner, estimator, num_steps=6, optimizer=OPTIMIZER, log_every=2, progress=None, key=KEY)
+
+
+# Arguments that are mistaken often.
+
+BIG = recipes.mulo(hidden_size=128, hidden_layers=4, key=jax.random.key(0))
+MISTAKES = {
+    "theta alone": (theta(BIG), ValueError, "no `pipeline/step_rule/step_mult`: it seems to be the result of `theta`"),
+    "a recipe": (recipes.mulo, TypeError, r"got the function `mulo`; call it: `mulo\(...\)`"),
+    "a class": (Mean, TypeError, r"got the class `Mean`; call it: `Mean\(...\)`"),
+    "parameters": ({"w": jnp.ones(1000)}, TypeError, "got a dict; build one with a recipe"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_is_no_learner_is_refused_in_one_sentence(case):
+    learner, error, words = MISTAKES[case]
+    for function in (
+        lambda: meta_train(learner, QUADRATIC, num_steps=1, progress=None, key=KEY),
+        lambda: init_meta_state(learner, QUADRATIC, OPTIMIZER, key=KEY),
+        lambda: evaluate(learner, TASK, num_steps=1, key=KEY),
+        lambda: step_sizes(learner, TASK, num_steps=1, key=KEY),
+    ):
+        with pytest.raises(error, match=f"`learner` .*{words}") as refusal:
+            function()
+        assert len(str(refusal.value)) < 600 and str(refusal.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("optimizer, words", [(optax.adam, "the function `adam`"), (SGD(0.1), "a OptaxOptimizer")])
+def test_what_is_no_meta_optimizer_is_refused_in_one_sentence(optimizer, words):
+    with pytest.raises(TypeError, match=f"`optimizer` must be an optax transformation, .* got {words}") as refusal:
+        meta_train(BIG, QUADRATIC, num_steps=1, optimizer=optimizer, progress=None, key=KEY)
+    assert len(str(refusal.value)) < 600
+
+
+def test_learners_that_may_hold_none_are_accepted():
+    for learner in (
+        SGD(0.1),
+        Mean(),
+        BIG,
+        optax.adam(1e-3),
+        recipes.lagg_a(num_workers=2, key=KEY),
+        Drift(jnp.ones(3)),
+    ):
+        _arguments._check_learner(learner)
+
+
 @pytest.mark.parametrize("options", [{"num_steps": 0}, {"log_every": 0}, {"num_steps": -1}])
 def test_impossible_numbers_of_steps_are_refused(tmp_path, options):
     with pytest.raises(ValueError, match="`num_steps` and `log_every` must be at least 1"):
@@ -342,11 +545,12 @@ def test_an_interrupted_run_continues_to_the_same_learner(finished, tmp_path, mo
     )
     assert not [name for name in contents(folder) if name.startswith(".")]
     assert_identical(train(folder), finished[1])
-    rows, expected = read_log(folder), read_log(finished[0])
-    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
-    for row, other in zip(rows, expected, strict=True):
-        if not row["step"] - 5 < resumed < row["step"]:  # the first row after a resume has the mean of fewer steps
-            assert {**row, "steps_per_second": 0} == {**other, "steps_per_second": 0}
+    assert [row["step"] for row in read_log(folder)] == [5, 10, 15, 20, 25, 30]
+    assert without_times(read_log(folder)) == without_times(read_log(finished[0]))
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def test_a_run_interrupted_again_and_again_continues_to_the_same_learner(finished, tmp_path, monkeypatch):
@@ -374,7 +578,7 @@ def test_a_finished_run_is_read_and_not_repeated(finished, copied, monkeypatch):
     before = contents(copied)
     monkeypatch.setattr(_loop, "_step", None)
     assert_identical(train(copied), finished[1])
-    assert_identical(train(str(copied), learner=SGD(jnp.asarray(5.0))), finished[1])
+    assert_identical(train(str(copied)), finished[1])
     assert contents(copied) == before
 
 
@@ -490,10 +694,11 @@ def test_checkpoints_of_another_configuration_are_refused_and_kept(copied, tmp_p
 
 
 def test_checkpoints_of_another_learner_are_refused_and_kept(copied):
+    (copied / "constants.json").unlink()
     before = contents(copied)
     message = r"holds `learner/hyperparameters/learning_rate` as float32\[\], expected float32\[1\]"
     refused(copied, CheckpointError, message, learner=SGD(jnp.full(1, 0.01)))
-    assert contents(copied) == before
+    assert {**contents(copied), "constants.json": b""} == {**before, "constants.json": b""}
 
 
 def test_without_its_checkpoints_a_run_starts_over(copied, finished):

@@ -12,7 +12,14 @@ from meta_helpers import START, Drift, Noisy, quadratic_unroll
 from lo_components.optimizers import OptaxOptimizer, Scaled, StepContext
 from lo_components.parametrization import MuP, WidthSpec
 from lo_components.tasks import Quadratic
-from lo_components.unroll import ConstantHorizon, GradientStep, LogUniformHorizon, TruncatedUnroll
+from lo_components.unroll import (
+    AbstractHorizon,
+    ConstantHorizon,
+    GradientStep,
+    HorizonSchedule,
+    LogUniformHorizon,
+    TruncatedUnroll,
+)
 
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
 
@@ -22,9 +29,9 @@ def drift_losses(first, last):
     return np.array([0.5 * np.sum((START + t * VELOCITY) ** 2) for t in range(first, last)], np.float32)
 
 
-def sample_horizons(horizon, window, count=4000):
-    keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(jax.jit(jax.vmap(lambda key: horizon.sample(window, key=key)))(keys))
+def sample_horizons(horizon, window, count=4000, *, after=0):
+    keys, so_far = jax.random.split(jax.random.key(0), count), jnp.asarray(after)
+    return np.asarray(jax.jit(jax.vmap(lambda key: horizon.sample(window, windows_so_far=so_far, key=key)))(keys))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_horizons_are_log_uniform():
 
 @pytest.mark.parametrize(("steps", "window", "expected"), [(10, 5, 10), (10, 4, 12), (1, 5, 5)])
 def test_constant_horizon_is_rounded_up_to_whole_windows(steps, window, expected):
-    assert ConstantHorizon(steps).sample(window, key=jax.random.key(0)) == expected
+    assert set(sample_horizons(ConstantHorizon(steps), window, 2)) == {expected}
 
 
 @pytest.mark.parametrize("bounds", [(0, 10), (10, 9), (-5, 5)])
@@ -71,6 +78,55 @@ def test_what_is_no_horizon_is_refused(horizon):
 def test_fractional_steps_are_refused():
     with pytest.raises(TypeError, match="Expected a whole number, got 2.5"):
         ConstantHorizon(2.5)
+
+
+def test_a_schedule_of_horizons_depends_on_the_windows_so_far():
+    horizon = HorizonSchedule((0, LogUniformHorizon(2, 8)), (10, 20), (15, 33))
+    for after, expected in ((0, {2, 4, 6, 8}), (9, {2, 4, 6, 8}), (10, {20}), (14, {20}), (15, {34}), (10**6, {34})):
+        assert set(sample_horizons(horizon, 2, 200, after=after)) == expected
+
+
+@pytest.mark.parametrize("stages", [(), ((5, 10),), ((0, 10), (0, 20)), ((0, 10), (9, 20), (8, 30))])
+def test_stages_that_do_not_begin_at_zero_and_increase_are_refused(stages):
+    with pytest.raises(ValueError, match="`stages` must begin at 0 and increase, got"):
+        HorizonSchedule(*stages)
+
+
+@pytest.mark.parametrize("stages", [((0, 10, 20),), (10,), (((0, 10), (5, 20)),)])
+def test_stages_that_are_no_pairs_are_refused(stages):
+    with pytest.raises(TypeError, match=r"must be a pair `\(windows, horizon\)`|must be a number of steps"):
+        HorizonSchedule(*stages)
+
+
+class Given(AbstractHorizon):
+    """Does not round."""
+
+    steps: int
+
+    def sample(self, window, *, windows_so_far, key):
+        return jnp.asarray(self.steps, jnp.int32)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(7, 10), (10, 10), (1, 5), (0, 5), (-3, 5)])
+def test_the_unroll_rounds_any_horizon_up_to_whole_windows(steps, expected):
+    unroll = TruncatedUnroll(Quadratic(jnp.asarray(START)), Given(steps), 5)
+    state = fresh(unroll, SGD(0.1))
+    assert state.episode.horizon == expected
+    outputs = run_windows(unroll, SGD(0.1), state, 2)
+    assert [bool(out.state.episode.done) for out in outputs] == [expected == 5, True]
+    # Both windows count, as they do with a horizon that is a multiple.
+    contributions = [unroll.contribution(out.losses, out.previous_loss, out.state.episode) for out in outputs]
+    plain = TruncatedUnroll(Quadratic(jnp.asarray(START)), expected, 5)
+    same = run_windows(plain, SGD(0.1), fresh(plain, SGD(0.1)), 2)
+    assert contributions == [plain.contribution(out.losses, out.previous_loss, out.state.episode) for out in same]
+
+
+def test_a_particle_counts_its_windows_over_all_episodes():
+    unroll = TruncatedUnroll(Noisy(), HorizonSchedule((0, 4), (3, 6)), 2)
+    outputs = run_windows(unroll, SGD(0.1), fresh(unroll, SGD(0.1)), 8)
+    found = [out.state.episode for out in outputs]
+    assert [int(e.earlier_windows + e.windows) for e in found] == list(range(1, 9))
+    assert [int(e.horizon) for e in found] == [4, 4, 4, 4, 6, 6, 6, 6]  # the second episode begins after 2 windows
 
 
 @pytest.mark.parametrize("steps", [0, -5])

@@ -1,7 +1,9 @@
-"""Atomic file writes: a file is replaced completely or not at all."""
+"""Atomic file writes, in which a file is replaced completely or not at all, and locks."""
 
 import contextlib
+import errno
 import os
+import platform
 import re
 import threading
 from collections.abc import Iterator
@@ -60,3 +62,48 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """A lock that lasts until the block ends or the process does, however it ends. The file exists as long.
+
+    Raises `BlockingIOError`, whose message names the process, if another one has the lock. If the file system has no
+    locks, there is none.
+    """
+    while True:
+        file = path.open("a+b")
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                with file:
+                    file.seek(0)
+                    raise BlockingIOError(file.read(200).decode(errors="replace") or "another process") from None
+        # The process that had the lock may have removed the file after it was opened here.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            break
+        file.close()
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            if os.name == "posix":  # elsewhere an open file cannot be removed
+                path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> None:
+    """Raises `OSError` at once if another process has the lock."""
+    if os.name == "nt":
+        import msvcrt
+
+        # A lock keeps others from reading, so it is on a byte beyond the end.
+        os.lseek(descriptor, 2**30, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

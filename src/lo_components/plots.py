@@ -208,4 +208,4 @@ def _figure(num_panels: int, path: str | Path, title: str, same_scale: bool = Tr
     for axis in axes:
         axis.grid(alpha=0.25)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.savefig(Path(path).expanduser(), dpi=150)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def existing_folder(folder: str | Path, contents: str) -> Path:
     """`folder` as a path; the error for a missing folder says that it should hold `contents`."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}`; expected one with {contents}.")
     return folder

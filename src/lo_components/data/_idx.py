@@ -47,7 +47,7 @@ def read_idx(path: str | Path, *, ndim: int) -> UInt8[np.ndarray, "..."]:
     Raises `FileNotFoundError` if there is no such file, and `ValueError`, naming the file, if it is not an idx file of
     unsigned bytes with `ndim` axes, or is shorter or longer than its header says.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     header_size = 4 + 4 * ndim
     data = read_prefix(path, header_size)
     if len(data) < header_size or data[:2] != b"\0\0" or data[2] != 8 or data[3] != ndim:

@@ -88,7 +88,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises `FileNotFoundError` if there is no such file, and `ValueError`, naming the file, if it is not a SentencePiece
     model.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     model = path.read_bytes()
     try:
         return Tokenizer(model)
@@ -145,7 +145,7 @@ def train_tokenizer(texts: Iterable[str], path: str | Path, *, vocab_size: int =
     if tokenizer.vocab_size < vocab_size:
         message = f"The text supports a vocabulary of only {tokenizer.vocab_size}, not {vocab_size}."
         warnings.warn(message, stacklevel=2)
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(model.getvalue())

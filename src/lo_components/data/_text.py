@@ -135,14 +135,15 @@ def _from_files(
         return token_dataset(encode(), tokenizer)
     contents = {split: [[p.name, p.stat().st_size, sha256(p)] for p in paths] for split, paths in files.items()}
     source = {"files": contents, "tokenizer": tokenizer.fingerprint, "length": length}
-    return token_dataset(cached(Path(cache), source, encode), tokenizer)
+    return token_dataset(cached(Path(cache).expanduser(), source, encode), tokenizer)
 
 
 def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     if isinstance(paths, str | Path):
-        files = sorted(Path(paths).glob("*.txt")) if Path(paths).is_dir() else [Path(paths)]
+        path = Path(paths).expanduser()
+        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     else:
-        files = [Path(path) for path in paths]
+        files = [Path(path).expanduser() for path in paths]
     if not files:
         raise FileNotFoundError(f"`{paths}` has no `*.txt` files." if paths else "No text files were given.")
     for path in files:

@@ -70,6 +70,7 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
             grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
             finite=jnp.mean(out.finite, dtype=jnp.float32),
             usable=jnp.mean(usable, dtype=jnp.float32),
+            inner_steps=jnp.asarray(self.num_particles * self.unroll.window, jnp.int32),
             diagnostics={
                 "restarts": jnp.mean(out.state.episode.done, dtype=jnp.float32),
                 "clipped_losses": jnp.mean(out.clipped),

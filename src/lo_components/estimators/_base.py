@@ -4,7 +4,7 @@ from typing import Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._learner import Learner
 
@@ -12,7 +12,8 @@ StateT = TypeVar("StateT")
 
 # The columns of the log of meta-training, which are reserved: no diagnostic may have one of these names.
 COLUMNS = frozenset(
-    {"step", "loss", "meta_loss", "finite", "grad_norm", "usable", "skipped", "diagnostics", "steps_per_second"}
+    {"step", "loss", "meta_loss", "finite", "grad_norm", "usable", "skipped", "diagnostics"}
+    | {"inner_steps", "learning_rate", "seconds", "steps_per_second"}
 )
 
 
@@ -28,12 +29,14 @@ class Estimate(eqx.Module):
     - `finite`: the fraction of particles (both members of a pair count) whose losses and parameters stayed finite.
     - `usable`: the fraction of pairs (or particles) that contribute to `grad`. If it is 0, there is no estimate, and
         `grad` is zero.
+    - `inner_steps`: the inner steps of this estimate, summed over particles (both members of a pair count).
     - `diagnostics`: named scalars, which meta-training logs. The estimators of this package report
         - `restarts`: the fraction of particles whose episode ends with the window.
         - `clipped_losses`: the fraction of steps whose loss was clipped at the task's `max_loss`, or not finite.
         - `reduced_differences`: the fraction of pairs whose loss difference was reduced by shaping.
         - `variance`: the variance of the estimate (the trace of its covariance), from the spread of the pairs under
-            the assumption that they are independent (with ranks and z-scores they are not); NaN with fewer than two.
+            the assumption that they are independent (with ranks and z-scores they are not); infinite with fewer than
+            two.
         - `signal`: the squared norm of the estimate minus its variance. The mean of `signal` over meta-steps divided by
             the mean of `variance` is the signal-to-noise ratio.
 
@@ -45,6 +48,7 @@ class Estimate(eqx.Module):
     grad: PyTree[Float[Array, "..."]]
     finite: Float[Array, ""]
     usable: Float[Array, ""]
+    inner_steps: Int[Array, ""]
     diagnostics: dict[str, Float[Array, ""]]
 
     def __check_init__(self):
@@ -96,5 +100,5 @@ def signal_and_noise(
     norms = sum(jnp.sum(jnp.square(v), axis=tuple(range(1, v.ndim))) for v in jax.tree.leaves(vectors))
     signal = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grad))
     spread = jnp.maximum(jnp.sum(squared_weights * norms) / count - signal, 0.0)
-    variance = jnp.where(count > 1, spread / jnp.maximum(count - 1.0, 1.0), jnp.nan)
+    variance = jnp.where(count > 1, spread / jnp.maximum(count - 1.0, 1.0), jnp.inf)
     return {"variance": variance, "signal": signal - variance}

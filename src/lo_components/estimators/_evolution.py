@@ -105,7 +105,8 @@ class FullES(AbstractEstimator[Int[Array, ""]]):
     the meta-loss of a new episode in each estimate.
 
     Unbiased for the smoothed meta-loss. An estimate takes as many steps as the longest episode of any pair. Pairs may
-    have different horizons, and changing them does not recompile. The state is the number of estimates so far.
+    have different horizons, and changing them does not recompile. The state is the number of estimates so far, which
+    horizons that depend on the number of windows take instead.
 
     **Arguments:**
 
@@ -141,7 +142,8 @@ class FullES(AbstractEstimator[Int[Array, ""]]):
         def one(index):
             noise_key, unroll_key = jax.random.split(jax.random.fold_in(key, index))
             noise, score, _ = FreshNoise().sample(theta, std, None, jnp.zeros((), jnp.int32), key=noise_key)
-            return unroll_episode(self.unroll, perturbed(theta, noise, self.antithetic), rest, key=unroll_key), score
+            pair = perturbed(theta, noise, self.antithetic)
+            return unroll_episode(self.unroll, pair, rest, windows_so_far=state, key=unroll_key), score
 
         out, scores = jax.vmap(one)(jnp.arange(self.num_pairs))
         return _estimated(self, theta, std, out, scores), state + 1
@@ -181,6 +183,7 @@ def _estimated(
         grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
         finite=jnp.mean(out.finite, dtype=jnp.float32),
         usable=jnp.mean(usable, dtype=jnp.float32),
+        inner_steps=2 * strategy.unroll.window * jnp.sum(out.windows),
         diagnostics={
             "restarts": jnp.mean(out.state.episode.done, dtype=jnp.float32),
             "clipped_losses": jnp.mean(out.clipped),

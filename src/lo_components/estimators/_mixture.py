@@ -96,6 +96,7 @@ class Mixture(AbstractEstimator[tuple]):
             grad=jax.tree.map(lambda *g: mean(*g, weights=counted).astype(g[0].dtype), *grads),
             finite=mean(*(e.finite for e in estimates)),
             usable=mean(*(e.usable for e in estimates)),
+            inner_steps=jnp.sum(jnp.stack([e.inner_steps for e in estimates])),
             diagnostics=diagnostics,
         )
         return mixed, tuple(after for _, after in found)

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..unroll import Episode, InnerState, TruncatedUnroll
 
@@ -22,6 +22,7 @@ class PairOutput(eqx.Module):
     - `difference`: the difference of the two contributions, computed with less rounding error.
     - `loss`, `clipped`: means over members and steps.
     - `finite`: whether each member stayed finite.
+    - `windows`: how many windows each member was trained for.
     - `state`: the state for the next window.
     """
 
@@ -30,6 +31,7 @@ class PairOutput(eqx.Module):
     loss: Float[Array, ""]
     clipped: Float[Array, ""]
     finite: Bool[Array, "2"]
+    windows: Int[Array, ""]
     state: InnerState
 
 
@@ -64,11 +66,14 @@ def unroll_pair(
         jnp.mean(out.losses),
         jnp.mean(out.clipped),
         out.finite,
+        jnp.ones((), jnp.int32),
         InnerState(episode, out.state.train),
     )
 
 
-def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key: PRNGKeyArray) -> PairOutput:
+def unroll_episode(
+    unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, windows_so_far: Int[Array, ""], key: PRNGKeyArray
+) -> PairOutput:
     """One whole episode of both members. Numbers are means over its windows."""
     new_key, key = jax.random.split(key)
 
@@ -80,7 +85,7 @@ def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key:
 
     # Mark the episode as done, so that the first window begins a new one with the learner of each member.
     member = eqx.combine(jax.tree.map(lambda t: t[0], theta), rest)
-    state = twins(unroll.new_episode(member, key=new_key))
+    state = twins(unroll.new_episode(member, windows_so_far=windows_so_far, key=new_key))
     state = eqx.tree_at(lambda s: s.episode.done, state, jnp.asarray(True))
     zero = jnp.zeros((), jnp.float32)
     begin = jnp.zeros((), jnp.int32), (jnp.zeros(2, jnp.float32), zero, zero, zero), jnp.ones(2, bool), state
@@ -88,7 +93,7 @@ def unroll_episode(unroll: TruncatedUnroll, theta: PairTheta, rest: Any, *, key:
         lambda carry: (carry[0] == 0) | ~carry[-1].episode.done, window, begin
     )
     meta_losses, difference, loss, clipped = (x / count.astype(jnp.float32) for x in sums)
-    return PairOutput(meta_losses, difference, loss, clipped, finite, state)
+    return PairOutput(meta_losses, difference, loss, clipped, finite, count, state)
 
 
 def _joint(episodes: Episode) -> Episode:

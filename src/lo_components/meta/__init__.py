@@ -9,8 +9,8 @@ from ._evaluate import evaluate as evaluate
 from ._evaluate import step_sizes as step_sizes
 from ._interval import Interval as Interval
 from ._interval import median_interval as median_interval
+from ._log import read_log as read_log
 from ._loop import meta_train as meta_train
-from ._loop import read_log as read_log
 from ._run_folder import RunFolder as RunFolder
 from ._sweep import Best as Best
 from ._sweep import Sweep as Sweep

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,16 @@ class Checkpoints:
 
     **Arguments:**
 
-    - `folder`: created if missing; holds `config.json`, `constants.json`, `log.jsonl`, `best.safetensors` and the
-      newest checkpoints, named after their meta-step, for instance `checkpoint-00000200.safetensors`.
+    - `folder`: created if missing, with `~` for the home folder; holds `config.json`, `constants.json`, `log.jsonl`,
+      `best.safetensors` and the newest checkpoints, named after their meta-step, for instance
+      `checkpoint-00000200.safetensors`.
     - `config`: identifies the run, and must be serializable as JSON. A run raises an error if its folder holds another
-      configuration, or checkpoints of a learner or an estimator with other constants (`std`, horizons, windows, batch
-      sizes, widths).
+      configuration, or checkpoints of a run that began with another key, theta, meta-optimizer or data, or with other
+      constants of learner or estimator (`std`, horizons, windows, batch sizes, widths).
     - `every`: meta-steps between two checkpoints. The best checkpoint is the one with the lowest mean meta-loss over
       the `every` meta-steps before it. If only the last window of an episode contributes to the meta-loss, `every` must
       be long enough for each particle to end several episodes. A checkpoint that is written early, at the end of a run
-      or on SIGTERM, cannot become the best.
+      or after a signal, cannot become the best.
     - `keep`: how many of the newest checkpoints to keep; with 2 or more, a run can resume if the newest one is corrupt.
 
     Raises `ValueError` if `every` or `keep` is below 1.
@@ -51,23 +52,19 @@ class Checkpoints:
 
 
 class DurableRun:
-    """The log and the checkpoints of a run that may be killed at any time.
+    """The log and the checkpoints of a run that may be killed at any time, as a context manager.
 
     One background thread writes checkpoints, one after the other, while the loop goes on. If there are several
-    processes, all call the same methods at the same steps, and only the first one writes.
+    processes, all call the same methods at the same steps, and only the first one writes, and locks the folder.
+
+    **Arguments:**
+
+    - `settings`: the folder and the intervals.
+    - `constants`: identify the run; only the first process calls this function.
     """
 
-    def __init__(self, settings: Checkpoints, constants: Mapping[str, str] = {}):
-        self._settings = settings
-
-        def claimed() -> RunFolder:
-            folder = RunFolder.open(settings.folder, settings.config)
-            folder.claim(constants)
-            remove_temporaries(folder.path)
-            return folder
-
-        # Only the first process opens the folder. In the others `by_first` returns None, and they know only its path.
-        self._folder = by_first(claimed) or RunFolder(Path(settings.folder), dict(settings.config))
+    def __init__(self, settings: Checkpoints, constants: Callable[[], Mapping[str, str]] = dict):
+        self._settings, self._constants = settings, constants
         # The meta-losses since the last multiple of `every`: `_losses` are still on the device, and `_sum` and `_count`
         # are the sum and the number of those that were already copied to the host.
         self._losses: list[jax.Array] = []
@@ -76,17 +73,39 @@ class DurableRun:
         self._stack = contextlib.ExitStack()
         self._write: concurrent.futures.Future | None = None
 
-    def resume(self, like: MetaState) -> MetaState:
-        """The state in the newest intact checkpoint; `like` itself if there are no checkpoints."""
+    def __enter__(self) -> "DurableRun":
+        settings = self._settings
+
+        def claimed() -> RunFolder:
+            folder = RunFolder.open(settings.folder, settings.config)
+            self._stack.enter_context(folder.locked())
+            # Another process may have written to the folder before it was locked.
+            folder = RunFolder.open(settings.folder, settings.config)
+            folder.claim(self._constants())
+            remove_temporaries(folder.path)
+            return folder
+
+        try:
+            # Only the first process opens the folder. In the others `by_first` returns None.
+            opened = by_first(claimed)
+        except BaseException:
+            self._stack.close()
+            raise
+        self._folder = opened or RunFolder(Path(settings.folder).expanduser(), dict(settings.config))
+        self._writer = self._stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "checkpoints"))
+        return self
+
+    def resume(self, like: MetaState) -> tuple[MetaState, dict[str, Any]]:
+        """The state in the newest intact checkpoint and its metadata; `like` itself if there are no checkpoints."""
         found = by_first(lambda: newest_intact(self._folder, like))
         step = from_first(-1 if found is None else found[1]["step"])
         if step < 0:
-            return like
+            return like, {}
         state, metadata = load_arrays(self._folder.checkpoint(step), like) if found is None else found
         self._sum, self._count = metadata.get("since", (0.0, 0))
         best = by_first(lambda: best_loss(self._folder, like))
         self._best = math.inf if best is None else best
-        return placed_like(state, like)
+        return placed_like(state, like), metadata
 
     def truncate_log(self, step: int) -> None:
         by_first(lambda: self._folder.truncate_log(step))
@@ -94,10 +113,6 @@ class DurableRun:
     def log(self, row: Mapping[str, Any]) -> None:
         if is_first():
             self._folder.log(row)
-
-    def __enter__(self) -> "DurableRun":
-        self._writer = self._stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "checkpoints"))
-        return self
 
     def __exit__(self, kind, exception, traceback) -> None:
         with self._stack:
@@ -108,26 +123,43 @@ class DurableRun:
                     raise
                 exception.add_note(f"The last checkpoint was not written either: {error!r}")
 
-    def after_step(self, step: int, state: MetaState, meta_loss: jax.Array, *, last: bool) -> None:
-        """Write a checkpoint if one is due, and raise the error of an earlier write that failed."""
+    def after_step(
+        self,
+        step: int,
+        state: MetaState,
+        meta_loss: jax.Array,
+        more: Callable[[], Mapping[str, Any]] = dict,
+        *,
+        last: bool,
+    ) -> None:
+        """Write a checkpoint with `more` metadata if one is due, and raise the error of an earlier one that failed."""
         self._losses.append(meta_loss)
         if self._write is not None and self._write.done():
             self._wait()
         if self._due(step) or last:
-            self._checkpoint(step, state)
+            self._checkpoint(step, state, more)
         if last:
             self._wait()
 
-    def stop(self, step: int, state: MetaState, *, last: bool) -> None:
+    def stop(
+        self,
+        step: int,
+        state: MetaState,
+        reason: BaseException,
+        more: Callable[[], Mapping[str, Any]] = dict,
+        *,
+        last: bool,
+    ) -> None:
         """Write a checkpoint, unless this step has one already, and say how to continue."""
         if not (self._due(step) or last):
-            self._checkpoint(step, state)
+            self._checkpoint(step, state, more)
         self._wait()
         if is_first():
             from tqdm.auto import tqdm
 
+            signal = "SIGINT" if isinstance(reason, KeyboardInterrupt) else "SIGTERM"
             tqdm.write(
-                f"Stopped by SIGTERM after meta-step {step}. Its checkpoint is in `{self._folder.path}`. Run the same "
+                f"Stopped by {signal} after meta-step {step}. Its checkpoint is in `{self._folder.path}`. Run the same "
                 "command again to continue.",
                 file=sys.stderr,
             )
@@ -135,13 +167,13 @@ class DurableRun:
     def _due(self, step: int) -> bool:
         return step % self._settings.every == 0
 
-    def _checkpoint(self, step: int, state: MetaState) -> None:
+    def _checkpoint(self, step: int, state: MetaState, more: Callable[[], Mapping[str, Any]]) -> None:
         due = self._due(step)
         for loss in to_host(self._losses):
             self._sum, self._count = self._sum + float(loss), self._count + 1
         self._losses = []
-        metadata: dict[str, Any] = {"step": step, "config": self._folder.config, RESERVED: _origin(state)}
-        # A checkpoint at the end or on SIGTERM averages fewer losses, so it cannot become the best.
+        metadata = {**more(), "step": step, "config": self._folder.config, RESERVED: _origin(state)}
+        # A checkpoint at the end or after a signal averages fewer losses, so it cannot become the best.
         metadata["meta_loss"] = self._sum / self._count if due and math.isfinite(self._sum) else None
         if due:
             self._sum, self._count = 0.0, 0

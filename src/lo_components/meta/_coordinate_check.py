@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._types import typechecked
 from ..tasks import AbstractTask
 from ..unroll import AbstractInnerStep, GradientStep
+from ._arguments import checked
 from ._evaluate import Trainer, as_learner, observed_training, other_key
 from ._named_values import named_values
 
@@ -85,6 +86,7 @@ class CoordinateCheck(eqx.Module):
         return "\n".join(lines)
 
 
+@checked
 @typechecked
 def coordinate_check(
     learner: Trainer,

@@ -15,6 +15,7 @@ from ..data import AbstractBatchIterator
 from ..optimizers import AbstractOptimizer, as_optimizer
 from ..tasks import AbstractMeasuredTask, AbstractTask, streamed_tasks
 from ..unroll import AbstractInnerStep, GradientStep
+from ._arguments import checked
 from ._stream import Windows
 
 Trainer = AbstractOptimizer | AbstractAggregator | optax.GradientTransformation
@@ -80,6 +81,7 @@ def _metric_steps(num_steps: int, every: int | None) -> Int[np.ndarray, " points
     return np.append(np.arange(num_steps if every is None else every, num_steps, every), num_steps)
 
 
+@checked
 @typechecked
 def evaluate(
     learner: Trainer,
@@ -282,6 +284,7 @@ def other_key(key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.random.fold_in(key, 2)
 
 
+@checked
 @typechecked
 def step_sizes(
     learner: Trainer, task: AbstractTask, *, num_steps: int, key: PRNGKeyArray

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -69,21 +69,46 @@ def _is_key(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-@contextlib.contextmanager
-def stop_requests(*, catch: bool) -> Iterator[Callable[[int], bool]]:
-    """A function that tells after each step, equally on all processes, whether to stop because of a SIGTERM.
+STOPPED = 143  # 128 + SIGTERM, the exit status of a process that the signal ended
 
-    With several processes, JAX's preemption service receives the signal and all agree on a step. A single process
-    catches the signal if `catch` is set and this is its main thread, until the block ends.
+
+@contextlib.contextmanager
+def stop_requests(*, catch: bool) -> Iterator[Callable[[int], BaseException | None]]:
+    """A function that tells after each step, equally on all processes, whether a signal asks to stop.
+
+    It returns what to raise then: `KeyboardInterrupt` after SIGINT, `SystemExit` after SIGTERM. A single process
+    catches the signals if `catch` is set and this is its main thread, until the block ends. With several processes,
+    JAX's preemption service receives SIGTERM and all agree on a step; a SIGINT is passed on to it. A second SIGINT has
+    the effect that it has outside of the block.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-    elif not catch or threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-    else:
-        received = threading.Event()
-        previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
-        try:
-            yield lambda step: received.is_set()
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+    received: list[int] = []
+    several = jax.process_count() > 1
+
+    def request(number, frame):
+        received.append(number)
+        if several:
+            signal.raise_signal(signal.SIGTERM)
+
+    def interrupt(number, frame):
+        if number in received and callable(before[number]):
+            before[number](number, frame)
+        else:
+            request(number, frame)
+
+    def stop(step: int) -> BaseException | None:
+        asked = multihost_utils.reached_preemption_sync_point(step) if several else bool(received)
+        if not asked:
+            return None
+        return KeyboardInterrupt() if signal.SIGINT in received else SystemExit(STOPPED)
+
+    handlers = {signal.SIGINT: interrupt} | ({} if several else {signal.SIGTERM: request})
+    if threading.current_thread() is not threading.main_thread() or not (catch or several):
+        handlers = {}
+    # Who ignores Ctrl-C, such as a job in the background of a shell, goes on ignoring it.
+    handlers = {n: f for n, f in handlers.items() if (n, signal.getsignal(n)) != (signal.SIGINT, signal.SIG_IGN)}
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,19 +1,22 @@
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._atomic import write_atomically
+from .._atomic import exclusive, write_atomically
+
+_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """A folder that belongs to one run.
 
-    `config.json` identifies the run, `constants.json` records the constants of its learner and estimator, and
-    `log.jsonl` and the checkpoints hold its progress.
+    `config.json` and `constants.json` identify the run, `log.jsonl` and the checkpoints hold its progress, and `.lock`
+    exists while a process writes here.
 
     **Arguments:**
 
@@ -30,13 +33,13 @@ class RunFolder:
 
         **Arguments:**
 
-        - `path`: the folder.
+        - `path`: the folder; `~` is the home folder.
         - `config`: identifies the run, as JSON.
 
         Raises `FileExistsError` if the folder holds anything else, which is left untouched; `PermissionError` if it
         cannot be written; `ValueError` if JSON cannot hold `config`.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         try:
             text = json.dumps(dict(config), indent=1, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -46,7 +49,7 @@ class RunFolder:
         stamp = path / "config.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            found = sorted(p.name for p in path.iterdir() if not p.name.startswith(f".{stamp.name}."))
+            found = sorted(p.name for p in path.iterdir() if not p.name.startswith((f".{stamp.name}.", _LOCK)))
         except OSError as error:
             raise _not_writable(path, error) from None
         expected = json.loads(text)
@@ -59,8 +62,27 @@ class RunFolder:
             raise _not_writable(path, error) from None
         return RunFolder(path, expected)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other processes from writing here until the block or this process ends, even if it is killed.
+
+        Reading needs no lock. File systems without locks are not protected.
+
+        Raises `FileExistsError` if another process, or another thread of this one, has the lock.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self.path / _LOCK))
+            except BlockingIOError as error:
+                raise FileExistsError(
+                    f"`{self.path}` is in use by {error}; wait until it ends, or choose another folder."
+                ) from None
+            except OSError as error:
+                raise _not_writable(self.path, error) from None
+            yield
+
     def claim(self, constants: Mapping[str, str]) -> None:
-        """Record the constants of learner and estimator, or check them against the recorded ones.
+        """Record the constants of a run, or check them against the recorded ones.
 
         Constants are checked if there are checkpoints, and recorded otherwise. Names that only one side has, for
         instance those of another version, are not compared.
@@ -83,11 +105,14 @@ class RunFolder:
             ) from None
         differing = [name for name in constants if name in actual and actual[name] != constants[name]]
         if differing:
-            words = [f"`{name}` is {actual[name]} there, {constants[name]} here" for name in differing[:3]]
+            words = [
+                f"`{_short(name)}` is {_short(actual[name])} there, {_short(constants[name])} here"
+                for name in differing[:3]
+            ]
             more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
             raise FileExistsError(
                 f"`{self.path}` belongs to a run with other constants ({'; '.join([*words, *more])}); it was left "
-                "untouched. Choose another folder, or delete this one."
+                f"untouched. Choose another folder, or delete its `{stamp.name}` if it is the same run."
             )
 
     def checkpoint(self, step: int) -> Path:
@@ -144,6 +169,11 @@ def _check_stamp(stamp: Path, expected: dict[str, Any], found: list[str]) -> Non
             f"`{stamp.parent}` belongs to a run with another configuration{_difference(actual, expected)}; it was left "
             "untouched. Choose another folder, or delete this one."
         )
+
+
+def _short(text: str) -> str:
+    """A text of at most 60 characters, without its middle."""
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"
 
 
 def _not_writable(path: Path, error: OSError) -> PermissionError:

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .. import _tree
 from .._learner import Learner, partition
 from ..estimators import AbstractEstimator
+from ._arguments import as_transformation, checked
+
+MetaOptimizer = optax.GradientTransformation | optax.MultiSteps
 
 
 class MetaState(eqx.Module):
@@ -40,6 +43,7 @@ class MetaMetrics(eqx.Module):
     - `finite`: the fraction of particles that stayed finite.
     - `grad_norm`: the global norm of the meta-gradient, before clipping.
     - `usable`: the fraction of pairs (or particles) that contribute to the meta-gradient.
+    - `inner_steps`: the inner steps of all particles in this meta-step.
     - `skipped`: 1 if the meta-step was skipped, because no pair was usable or the gradient was not finite.
     - `diagnostics`: those of the estimator; see [`lo_components.estimators.Estimate`][].
     """
@@ -49,6 +53,7 @@ class MetaMetrics(eqx.Module):
     finite: Float[Array, ""]
     grad_norm: Float[Array, ""]
     usable: Float[Array, ""]
+    inner_steps: Int[Array, ""]
     skipped: Float[Array, ""]
     diagnostics: dict[str, Float[Array, ""]]
 
@@ -65,6 +70,8 @@ def meta_optimizer(
 ) -> optax.GradientTransformation:
     """The papers' meta-optimizer: AdamW with linear warm-up and cosine decay, on *gradients* clipped by global norm.
 
+    Its state holds the `learning_rate`, which is therefore a column of the log.
+
     **Arguments:**
 
     - `num_steps`: the total number of meta-steps, over which the learning rate decays.
@@ -78,11 +85,24 @@ def meta_optimizer(
     """
     warmup = min(warmup, num_steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(3e-10, peak, warmup, max(num_steps, warmup + 1), end)
-    return optax.chain(optax.clip_by_global_norm(max_norm), optax.adamw(schedule, weight_decay=weight_decay))
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay),
+        optax.inject_hyperparams(_descend, hyperparam_dtype=jnp.dtype("float32"))(schedule),
+    )
 
 
+def _descend(learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
+    def update(updates, params):
+        return jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
+
+    return optax.stateless(update)
+
+
+@checked
 def init_meta_state(
-    learner: Learner, estimator: AbstractEstimator, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
+    learner: Learner, estimator: AbstractEstimator, optimizer: MetaOptimizer, *, key: PRNGKeyArray
 ) -> MetaState:
     """The state before the first meta-step.
 
@@ -90,10 +110,11 @@ def init_meta_state(
 
     - `learner`: the initial learner.
     - `estimator`: the estimator of the meta-gradient.
-    - `optimizer`: the meta-optimizer.
+    - `optimizer`: the meta-optimizer, an optax transformation or `optax.MultiSteps`.
     - `key`: for noise, initial parameters and batches.
 
-    Raises `ValueError` if the learner has no floating-point arrays.
+    Raises `ValueError` if the learner has no floating-point arrays, or if it is theta alone; `TypeError` if it is no
+    learner, for instance a recipe instead of its result, or if `optimizer` is no optax transformation.
     """
     meta_parameters, rest = partition(learner)
     if not jax.tree.leaves(meta_parameters):
@@ -107,7 +128,7 @@ def init_meta_state(
     estimator_key, run_key = jax.random.split(key)
     return MetaState(
         learner,
-        optimizer.init(meta_parameters),
+        as_transformation(optimizer).init(meta_parameters),
         estimator.init(learner, key=estimator_key),
         jnp.zeros((), jnp.int32),
         run_key,
@@ -115,7 +136,7 @@ def init_meta_state(
 
 
 def meta_step(
-    state: MetaState, estimator: AbstractEstimator, optimizer: optax.GradientTransformation
+    state: MetaState, estimator: AbstractEstimator, optimizer: MetaOptimizer
 ) -> tuple[MetaState, MetaMetrics]:
     """One meta-step, a pure function: estimate the meta-gradient and apply one update of the meta-optimizer.
 
@@ -126,14 +147,17 @@ def meta_step(
 
     - `state`: from `init_meta_state`, a previous meta-step or a checkpoint.
     - `estimator`: the estimator of the meta-gradient.
-    - `optimizer`: the meta-optimizer.
+    - `optimizer`: the meta-optimizer. It gets the meta-loss of the meta-step as the extra argument `value`, which
+        for instance `optax.contrib.reduce_on_plateau` needs.
 
     **Returns:** the next state and the metrics of the meta-step.
     """
     key = jax.random.fold_in(state.key, state.step)
     estimate, estimator_state = estimator.estimate(state.learner, state.estimator_state, key=key)
     theta, rest = partition(state.learner)
-    updates, optimizer_state = optimizer.update(estimate.grad, state.optimizer_state, theta)
+    updates, optimizer_state = as_transformation(optimizer).update(
+        estimate.grad, state.optimizer_state, theta, value=estimate.meta_loss
+    )
     new_theta = optax.apply_updates(theta, updates)
     good = (estimate.usable > 0) & _tree.all_finite(estimate.grad) & _tree.all_finite(new_theta)
     theta = _tree.where(good, new_theta, theta)
@@ -144,6 +168,7 @@ def meta_step(
         finite=estimate.finite,
         grad_norm=optax.tree.norm(estimate.grad),
         usable=estimate.usable,
+        inner_steps=estimate.inner_steps,
         skipped=1.0 - good.astype(jnp.float32),
         diagnostics=estimate.diagnostics,
     )

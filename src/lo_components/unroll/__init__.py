@@ -7,6 +7,7 @@ from ._base import TruncatedUnroll as TruncatedUnroll
 from ._base import UnrollOutput as UnrollOutput
 from ._horizons import AbstractHorizon as AbstractHorizon
 from ._horizons import ConstantHorizon as ConstantHorizon
+from ._horizons import HorizonSchedule as HorizonSchedule
 from ._horizons import LogUniformHorizon as LogUniformHorizon
 from ._inner import AbstractInnerStep as AbstractInnerStep
 from ._inner import GradientStep as GradientStep

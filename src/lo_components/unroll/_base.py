@@ -18,7 +18,8 @@ class Episode(eqx.Module):
     **Arguments:**
 
     - `sampled`: the sample of the task family for this episode; `None` for a single task.
-    - `windows`: truncation windows unrolled so far.
+    - `windows`: truncation windows of this episode unrolled so far.
+    - `earlier_windows`: truncation windows that the particle has unrolled before this episode.
     - `step`: steps of the horizon used so far. A staggered first episode starts above 0.
     - `horizon`: the length of the episode in steps.
     - `done`: whether the next window begins a new episode.
@@ -26,6 +27,7 @@ class Episode(eqx.Module):
 
     sampled: PyTree
     windows: Int[Array, "..."]
+    earlier_windows: Int[Array, "..."]
     step: Int[Array, "..."]
     horizon: Int[Array, "..."]
     done: Bool[Array, "..."]
@@ -88,16 +90,15 @@ class UnrollOutput(eqx.Module):
 class TruncatedUnroll(eqx.Module):
     """Inner training of a task, one truncation window of steps at a time.
 
-    Horizons are whole numbers of windows, so episodes end at window boundaries. The next window then begins a new
-    episode with freshly initialized parameters. First episodes are staggered so that particles do not restart in
-    lockstep: a random part of the horizon, in whole windows, is skipped, while the step count of the learner starts at
-    0. If a loss or a parameter becomes non-finite, the episode ends with that window.
+    Horizons are rounded up to whole numbers of windows, so episodes end at window boundaries. The next window then
+    begins a new episode with freshly initialized parameters. First episodes are staggered so that particles do not
+    restart in lockstep: a random part of the horizon, in whole windows, is skipped, while the step count of the learner
+    starts at 0. If a loss or a parameter becomes non-finite, the episode ends with that window.
 
     **Arguments:**
 
     - `task`: the task to train, or a task family from which each episode samples one.
-    - `horizon`: the length of the episodes. An integer becomes a [`lo_components.unroll.ConstantHorizon`][], which
-        rounds up to whole windows.
+    - `horizon`: the length of the episodes. An integer becomes a [`lo_components.unroll.ConstantHorizon`][].
     - `window`: steps per call.
     - `inner_step`: one step of inner training; by default [`lo_components.unroll.GradientStep`][].
     - `meta_loss`: maps the losses of an episode to its meta-loss.
@@ -133,12 +134,15 @@ class TruncatedUnroll(eqx.Module):
         spent = jax.random.randint(stagger_key, (), 0, state.episode.horizon // self.window) * self.window
         return eqx.tree_at(lambda s: s.episode.step, state, spent)
 
-    def new_episode(self, learner: Learner, *, key: PRNGKeyArray) -> InnerState:
+    def new_episode(
+        self, learner: Learner, *, windows_so_far: Int[Array, ""] | int = 0, key: PRNGKeyArray
+    ) -> InnerState:
         """The state before the first step of a new episode.
 
         **Arguments:**
 
         - `learner`: an optimizer or an aggregator.
+        - `windows_so_far`: truncation windows that the particle has unrolled before, for horizons that depend on it.
         - `key`: for the task, the horizon and the initial parameters.
         """
         init_key, horizon_key, family_key = jax.random.split(key, 3)
@@ -148,8 +152,10 @@ class TruncatedUnroll(eqx.Module):
         loss = jnp.zeros((), jnp.float32)
         if self.split is not None:
             loss, _ = _clipped(self._held_out_loss(task, params, key=jax.random.fold_in(key, 3)), task)
-        zero = jnp.zeros((), jnp.int32)
-        episode = Episode(sampled, zero, zero, self.horizon.sample(self.window, key=horizon_key), jnp.asarray(False))
+        earlier, zero = jnp.asarray(windows_so_far, jnp.int32), jnp.zeros((), jnp.int32)
+        length = self.horizon.sample(self.window, windows_so_far=earlier, key=horizon_key)
+        horizon = self.window * jnp.maximum(-(-length // self.window), 1)
+        episode = Episode(sampled, zero, earlier, zero, horizon, jnp.asarray(False))
         return InnerState(episode, TrainState(params, self.inner_step.init(learner, params), loss))
 
     def __call__(self, learner: Learner, state: InnerState, *, key: PRNGKeyArray) -> UnrollOutput:
@@ -164,7 +170,9 @@ class TruncatedUnroll(eqx.Module):
         **Returns:** the losses of the window and the next state.
         """
         new_key, steps_key = jax.random.split(key)
-        state = _tree.where(state.episode.done, self.new_episode(learner, key=new_key), state)
+        so_far = state.episode.earlier_windows + state.episode.windows
+        fresh = self.new_episode(learner, windows_so_far=so_far, key=new_key)
+        state = _tree.where(state.episode.done, fresh, state)
         episode, train = state.episode, state.train
         task = self._task(episode.sampled)
 
@@ -194,7 +202,7 @@ class TruncatedUnroll(eqx.Module):
             1.0 - jnp.mean(small, dtype=jnp.float32),
             finite,
             InnerState(
-                Episode(episode.sampled, episode.windows + 1, spent, episode.horizon, done),
+                Episode(episode.sampled, episode.windows + 1, episode.earlier_windows, spent, episode.horizon, done),
                 TrainState(params, learner_state, losses[-1]),
             ),
         )

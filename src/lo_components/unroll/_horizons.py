@@ -1,4 +1,5 @@
 import abc
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -14,12 +15,22 @@ class AbstractHorizon(eqx.Module):
     """Samples the length of an episode of inner training in steps. Changing it does not recompile."""
 
     @abc.abstractmethod
-    def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
-        """The length of a new episode, a positive multiple of the truncation window `window`."""
+    def sample(self, window: int, *, windows_so_far: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
+        """The length of a new episode in steps.
+
+        [`lo_components.unroll.TruncatedUnroll`][] rounds it up to a positive multiple of the truncation window.
+
+        **Arguments:**
+
+        - `window`: the steps of a truncation window.
+        - `windows_so_far`: the truncation windows that this particle has unrolled before the episode, which is the
+            number of meta-steps so far. Curricula depend on it.
+        - `key`: for random lengths.
+        """
 
 
 class ConstantHorizon(AbstractHorizon):
-    """Every episode has `steps` steps, rounded up to a whole number of truncation windows.
+    """Every episode has `steps` steps, rounded up to whole truncation windows: 12 steps are 15 with windows of 5.
 
     **Arguments:**
 
@@ -34,7 +45,7 @@ class ConstantHorizon(AbstractHorizon):
         if _tree.concrete(self.steps) and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
 
-    def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
+    def sample(self, window: int, *, windows_so_far: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
         return -(-self.steps // window) * window
 
 
@@ -63,12 +74,51 @@ class LogUniformHorizon(AbstractHorizon):
                 f"{self.max_steps}."
             )
 
-    def sample(self, window: int, *, key: PRNGKeyArray) -> Int[Array, ""]:
+    def sample(self, window: int, *, windows_so_far: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
         bounds = jnp.log(jnp.stack([self.min_steps, self.max_steps]).astype(jnp.float32))
         log_steps = jax.random.uniform(key, (), jnp.float32, *bounds)
         windows = jnp.round(jnp.exp(log_steps) / window).astype(jnp.int32)
         fewest = -(-self.min_steps // window)
         return window * jnp.clip(windows, fewest, jnp.maximum(fewest, self.max_steps // window))
+
+
+class HorizonSchedule(AbstractHorizon):
+    """A curriculum: another horizon from each of several numbers of truncation windows on.
+
+    `HorizonSchedule((0, LogUniformHorizon(20, 100)), (1000, 500))` samples 20 to 100 steps in the first 1000
+    meta-steps, and takes 500 steps for every episode that begins later. The number of windows is part of the state of
+    each particle, so a run that is resumed continues its curriculum. Changing the numbers does not recompile.
+
+    **Arguments:**
+
+    - `stages`: pairs of a number of truncation windows, 0 in the first pair and increasing, and the horizon from there
+        on, which may be a number of steps.
+
+    Raises `TypeError` if a stage is not a pair of a whole number and a horizon, and `ValueError` unless the numbers of
+    windows begin at 0 and increase.
+    """
+
+    starts: tuple[Int[Array, ""], ...]
+    horizons: tuple[AbstractHorizon, ...]
+
+    def __init__(self, *stages: Any):
+        if not all(isinstance(stage, tuple | list) and len(stage) == 2 for stage in stages):
+            raise TypeError("Each of `stages` must be a pair `(windows, horizon)`, such as `(1000, 500)`.")
+        self.starts = tuple(whole(windows) for windows, _ in stages)
+        self.horizons = tuple(as_horizon(horizon) for _, horizon in stages)
+
+    def __check_init__(self):
+        if _tree.concrete(*self.starts):
+            starts = [int(start) for start in self.starts]
+            if starts[:1] != [0] or any(b <= a for a, b in itertools.pairwise(starts)):
+                raise ValueError(f"The numbers of windows in `stages` must begin at 0 and increase, got {starts}.")
+
+    def sample(self, window: int, *, windows_so_far: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
+        lengths = [horizon.sample(window, windows_so_far=windows_so_far, key=key) for horizon in self.horizons]
+        length = lengths[0]
+        for start, later in zip(self.starts[1:], lengths[1:], strict=True):
+            length = jnp.where(windows_so_far >= start, later, length)
+        return length
 
 
 def as_horizon(horizon: Any) -> AbstractHorizon:

@@ -31,7 +31,8 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
 
     **Arguments:**
 
-    - `path`: the file, by convention `*.safetensors`; replaced if it exists.
+    - `path`: the file, by convention `*.safetensors`; replaced if it exists. `~` is the home folder, here and in all
+        functions that take a path.
     - `tree`: the pytree; leaves that are not arrays are skipped.
     - `metadata`: anything JSON can hold.
 
@@ -43,7 +44,7 @@ def save_arrays(path: str | Path, tree: PyTree, *, metadata: Mapping[str, Any] =
         names = [name for name, _ in named]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"`tree` has two arrays called `{twice}`; rename a dictionary key.")
-    write(Path(path), dict(named), metadata)
+    write(Path(path).expanduser(), dict(named), metadata)
 
 
 def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
@@ -60,7 +61,7 @@ def load_arrays(path: str | Path, like: TreeT) -> tuple[TreeT, dict[str, Any]]:
     arrays than `like`. If `save` wrote the file, it also raises if `like` has other parts or constants than the saved
     learner, and names them. No code from the file is run.
     """
-    arrays, metadata = read(Path(path))
+    arrays, metadata = read(Path(path).expanduser())
     origin = metadata.pop(RESERVED, None)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = {path_name(key_path) for key_path, leaf in leaves if is_array(leaf)}

@@ -31,7 +31,7 @@ def save(path: str | Path, learner: eqx.Module, *, card: Mapping[str, Any] = {})
         described, arrays = origin(learner)
     except ValueError as error:
         raise ValueError(f"`learner` cannot be saved: {error}") from None
-    write(Path(path), arrays, {**card, RESERVED: described})
+    write(Path(path).expanduser(), arrays, {**card, RESERVED: described})
 
 
 def load(path: str | Path, *, classes: Sequence[type] = ()) -> Any:
@@ -52,7 +52,7 @@ def load(path: str | Path, *, classes: Sequence[type] = ()) -> Any:
     not a concrete dataclass; `ValueError` if two of them have the same name.
     """
     own = by_name(classes)
-    arrays, metadata = read(Path(path))
+    arrays, metadata = read(Path(path).expanduser())
     match metadata.get(RESERVED):
         case {"version": str(version), "prefix": str(prefix), "learner": description}:
             pass
@@ -83,4 +83,4 @@ def card(path: str | Path) -> dict[str, Any]:
 
     Raises `CheckpointError` if the file is truncated or differs in any byte from the one that was written.
     """
-    return {name: value for name, value in read(Path(path))[1].items() if name != RESERVED}
+    return {name: value for name, value in read(Path(path).expanduser())[1].items() if name != RESERVED}
