@@ -8,12 +8,15 @@ from jaxtyping import PRNGKeyArray
 
 from .._learner import Learner
 from .._types import typechecked
+from ..data import AbstractBatchIterator
 from ..estimators import AbstractEstimator
+from ..tasks import with_window
 from ._arguments import checked
 from ._checkpoints import Checkpoints, DurableRun
 from ._constants import constants
 from ._log import Log, named_numbers
 from ._processes import is_first, stop_requests
+from ._stream import Windows, continued
 from ._trainer import MetaMetrics, MetaOptimizer, MetaState, init_meta_state, meta_optimizer, meta_step
 
 
@@ -29,6 +32,7 @@ def meta_train(
     log_every: int = 10,
     callback: Callable[[int, Any], Mapping[str, Any] | None] | None = None,
     callback_every: int | None = None,
+    stream: AbstractBatchIterator | None = None,
     progress: str | None = "meta-train",
     key: PRNGKeyArray,
 ) -> Any:
@@ -64,6 +68,10 @@ def meta_train(
         all call it, and the log has the numbers of the first.
     - `callback_every`: meta-steps between two calls of `callback`, a multiple of `log_every`, which is the default. The
         last call is after the last meta-step.
+    - `stream`: batches, for instance from [`lo_components.data.pipeline`][]. Each meta-step takes the next window of
+        them for every [`lo_components.tasks.Streamed`][] in the estimator; a thread reads it while the device computes.
+        The run begins at the present position of the stream, to which it is restored at the end; checkpoints hold the
+        position of their meta-step.
     - `progress`: the label of the progress bar; `None` hides it.
     - `key`: for noise, initial parameters and batches.
 
@@ -71,12 +79,13 @@ def meta_train(
 
     Raises `ValueError` if `num_steps` or `log_every` is below 1, if `callback_every` is no multiple of `log_every` or
     given without `callback`, if the run has taken more than `num_steps` meta-steps already, if the learner has nothing
-    to learn or is theta alone, or if `callback` returns a name that the log has already; `TypeError` if `learner` is no
+    to learn or is theta alone, if `callback` returns a name that the log has already, or if `stream` ends, is not for
+    the estimator or not the one that the run began with; `TypeError` if `learner` is no
     learner, for instance a recipe instead of its result, if `optimizer` is no optax transformation, or if `callback`
     returns anything but named numbers; `FileExistsError` if the folder is in use by another process, or belongs to a
     run with another configuration, `key`, initial theta, meta-optimizer, data or constants; `CheckpointError` if the
     folder has checkpoints but none is usable; `SystemExit` after SIGTERM; `KeyboardInterrupt` after SIGINT. Errors
-    of `callback` and in writing a checkpoint propagate.
+    of `callback`, of `stream` and in writing a checkpoint propagate.
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")
@@ -86,11 +95,16 @@ def meta_train(
             f"`log_every={log_every}`."
         )
     optimizer = meta_optimizer(num_steps) if optimizer is None else optimizer
+    source = None if stream is None else Windows(stream, estimator)
+    # What is in a window does not identify a run.
+    without_window = estimator if source is None else with_window(estimator, None)
     with contextlib.ExitStack() as stack:
         run = None
         if checkpoints is not None:
-            run = DurableRun(checkpoints, lambda: constants(learner, estimator, optimizer, key=key))
+            run = DurableRun(checkpoints, lambda: constants(learner, without_window, optimizer, key=key))
             stack.enter_context(run)
+        if source is not None:
+            estimator = stack.enter_context(source).next()
         state, metadata = _init(learner, estimator, optimizer, key=key), {}
         if run is not None:
             state, metadata = run.resume(state)
@@ -101,11 +115,17 @@ def meta_train(
             raise ValueError(f"`num_steps` is {num_steps}, but this run has taken {start} meta-steps already.")
         if start == num_steps:
             return state.learner
+        if metadata:
+            estimator = continued(source, metadata.get("stream"), estimator)
         if run is not None:
             run.truncate_log(start)
         bar = stack.enter_context(_Bar(progress, start, num_steps))
         stop_requested = stack.enter_context(stop_requests(catch=run is not None))
         log = Log(metadata.get("log", {}))
+
+        def to_save() -> dict[str, Any]:
+            return log.metadata() | ({} if source is None else {"stream": source.state()})
+
         for step in range(start + 1, num_steps + 1):
             state, metrics = _step((estimator, optimizer), state)
             log.add(metrics)
@@ -119,11 +139,13 @@ def meta_train(
                 if run is not None:
                     run.log(row)
             if run is not None:
-                run.after_step(step, state, metrics.meta_loss, log.metadata, last=last)
+                run.after_step(step, state, metrics.meta_loss, to_save, last=last)
             if (reason := stop_requested(step)) is not None:
                 if run is not None:
-                    run.stop(step, state, reason, log.metadata, last=last)
+                    run.stop(step, state, reason, to_save, last=last)
                 raise reason
+            if source is not None and not last:
+                estimator = source.next(metrics.loss)
     return state.learner
 
 

@@ -10,6 +10,8 @@ from ..tasks import streamed_tasks, with_window
 
 TreeT = TypeVar("TreeT")
 
+_in_use: list[AbstractBatchIterator] = []
+
 
 class Windows(Generic[TreeT]):
     """A tree with one window of a stream after the other put into its streamed tasks.
@@ -28,14 +30,18 @@ class Windows(Generic[TreeT]):
         if len(sizes) > 1:
             raise ValueError(f"`stream` needs tasks with one `num_batches`, got {sorted(sizes)}.")
         (self.num_batches,) = sizes
-        self._tree, self._start = tree, stream.state()
+        self._tree, self._stream, self._start = tree, stream, stream.state()
         self._windows = prefetch_to_device(windows(stream, self.num_batches), 1)
         self._count, self._running = 0, ()
 
     def __enter__(self) -> "Windows[TreeT]":
+        if any(stream is self._stream for stream in _in_use):
+            raise ValueError("`stream` is in use by another call, for instance around a callback; make a second one.")
+        _in_use.append(self._stream)
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        _in_use[:] = [stream for stream in _in_use if stream is not self._stream]
         self._windows.restore(self._start)
         self._windows.close()
 
@@ -66,4 +72,17 @@ class Windows(Generic[TreeT]):
         try:
             self._windows.restore(state)
         except ValueError as error:
-            raise ValueError(f"`stream` is not the one that this run began with ({error})") from None
+            raise ValueError(f"`stream` is not the one that this run began with: {error}") from None
+
+
+def continued(source: Windows[TreeT] | None, saved: dict[str, int] | None, tree: TreeT) -> TreeT:
+    """The tree for the next meta-step of a run of which a checkpoint has saved this position, or `None`."""
+    if source is None and saved is None:
+        return tree
+    if source is None or saved is None:
+        raise ValueError(
+            f"`stream` must be passed exactly if the run began with one, and this one began "
+            f"{'without' if saved is None else 'with'} one; call `meta_train` as before, or choose another folder."
+        )
+    source.restore(saved)
+    return source.next()
