@@ -353,7 +353,9 @@ def test_windows_end_with_the_last_whole_one(ahead):
         with pytest.raises(StopIteration):
             next(stacked)
     once = pipeline(images(), 8, seed=5, repeat=False)  # the last batch has four examples
-    message = r"`iterator` must have batches of equal shapes, .*`0` is float32\[4, 2, 2, 3\], expected float32\[8, 2, 2"
+    message = (
+        r"`iterator` must have batches of equal shapes, .*`0` got float32\(4, 2, 2, 3\), expected float32\(8, 2, 2"
+    )
     with closing(windows(once, 3)) as stacked, pytest.raises(ValueError, match=message):
         next(stacked)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from . import _learner
+from ._types import brief
+from ._types import path_name as path_name
 
 BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks of rows
 
@@ -39,38 +41,85 @@ def scaled(factor: Any, x: Any) -> Array:
 
 
 def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
-    """The scales with every `Constant` replaced by its array.
+    """The scale of each leaf of `params`, in their structure, with every `Constant` replaced by its array.
 
-    Raises `ValueError` unless there is one scale per leaf of `params`.
+    Scales belong to leaves by their paths. Those of parts that `params` leaves out (`None`, or masked by optax) are not
+    used. A leaf of `params` may lie deeper by one key, as in Flax NNX, whose variables are nodes of their own.
+
+    Raises `ValueError` unless there is one number per leaf of `params`.
     """
-    leaves = jax.tree.leaves(scales, is_leaf=lambda x: isinstance(x, _learner.Constant))
-    if any(map(eqx.is_array, leaves)):
+    named = {}
+    for path, scale in jax.tree_util.tree_leaves_with_path(scales, is_leaf=_is_constant):
+        if eqx.is_array(scale):
+            raise ValueError(
+                "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
+            )
+        scale, name = _learner.values(scale), path_name(path)
+        if not isinstance(scale, float | int | Array) or jnp.ndim(scale):
+            raise ValueError(
+                f"`scales` must hold a number for each leaf of `params`: at `{name}` got {brief(scale)}; for widths, "
+                "pass `parametrization.update_scales(widths, rules)`."
+            )
+        named[name] = scale
+
+    def scale(path: tuple, _: Any) -> Any:
+        for name in (path_name(path), path_name(path[:-1])):
+            if name in named:
+                return named.pop(name)
         raise ValueError(
-            "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
+            f"`scales` must hold a number for each leaf of `params`, but has none for `{path_name(path)}`; scale "
+            "before parts are renamed or joined, for instance outside of `optax.flatten`."
         )
-    scales = _learner.values(scales)
-    got, expected = jax.tree.structure(scales), jax.tree.structure(params)
-    if got != expected:
-        raise ValueError(
-            f"`scales` must have one float per leaf of `params`, in the same structure: got {got}, expected {expected}."
-        )
-    return scales
+
+    found = jax.tree_util.tree_map_with_path(scale, params)
+    left_out = {path_name(path) for path, x in _leaves_and_empty_nodes(params) if not jax.tree.leaves(x)}
+    unknown = [name for name in named if not any(f"{name}/".startswith(f"{empty}/") for empty in left_out)]
+    if unknown:
+        raise ValueError(f"`scales` holds a number for `{unknown[0]}`, which `params` does not have; remove it.")
+    return found
+
+
+def _leaves_and_empty_nodes(tree: PyTree) -> list[tuple[tuple, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
+
+
+def _is_constant(x: Any) -> bool:
+    return isinstance(x, _learner.Constant)
+
+
+def structure_difference(got: PyTree, expected: PyTree) -> str:
+    """Where the structures of two trees first differ, in a few words; empty if they do not."""
+    if jax.tree.structure(got) == jax.tree.structure(expected):
+        return ""
+    names = [[path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(x)] for x in (got, expected)]
+    for what, some, others in (("lacks", names[1], names[0]), ("also has", names[0], names[1])):
+        missing = sorted(set(some) - set(others), key=some.index)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return f"{what} `{missing[0]}`{more}"
+    return (
+        f"has the same leaves in other containers ({type(got).__name__} instead of {type(expected).__name__}, or below)"
+    )
 
 
 def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
     """Raise `ValueError` unless `state` has the structure, shapes and dtypes of `init(params)`."""
     rule = "`state` must come from `init` with parameters like these, or from the previous step"
     expected = eqx.filter_eval_shape(init, params)
-    structures = jax.tree.structure(state), jax.tree.structure(expected)
-    if structures[0] != structures[1]:
-        raise ValueError(f"{rule}: it has the structure {structures[0]}, expected {structures[1]}.")
-    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
-        if isinstance(like, jax.ShapeDtypeStruct):
+    if words := difference(state, expected):
+        raise ValueError(f"{rule}; {words}.")
+
+
+def difference(got: PyTree, expected: PyTree) -> str:
+    """Where the structures, shapes and dtypes of two trees first differ, in a few words; empty if they do not."""
+    if words := structure_difference(got, expected):
+        return f"it {words}"
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        if hasattr(like, "dtype"):
             found, wanted = ((getattr(x, "dtype", type(x).__name__), jnp.shape(x)) for x in (leaf, like))
             if found != wanted:
-                raise ValueError(
-                    f"{rule}: at `{path_name(path)}` got {found[0]}{found[1]}, expected {wanted[0]}{wanted[1]}."
-                )
+                return f"at `{path_name(path)}` got {found[0]}{found[1]}, expected {wanted[0]}{wanted[1]}"
+    return ""
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -92,26 +141,3 @@ def whole(number: Any) -> Int[Array, ""]:
         return jnp.asarray(operator.index(number), jnp.int32)
     except TypeError:
         raise TypeError(f"Expected a whole number, got {number!r}.") from None
-
-
-def path_name(path: tuple) -> str:
-    """A key path as a readable name: `.layers[0].weight` becomes `layers/0/weight`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def mismatch(tree: PyTree, like: PyTree) -> str | None:
-    """The first leaf of `tree` whose name, shape or dtype is not that in `like`, in words; `None` if there is none."""
-    found, expected = (dict(_kinds(t)) for t in (tree, like))
-    for name in [*expected, *found]:
-        got, wanted = found.get(name, "missing"), expected.get(name, "no such leaf")
-        if got != wanted:
-            return f"`{name}` is {got}, expected {wanted}" if name else f"it is {got}, expected {wanted}"
-    if jax.tree.structure(tree) != jax.tree.structure(like):
-        return f"it is a {type(tree).__name__} of another structure than expected, with equal leaves"
-    return None
-
-
-def _kinds(tree: PyTree) -> Iterator[tuple[str, str]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = getattr(leaf, "dtype", None)
-        yield path_name(path), type(leaf).__name__ if dtype is None else f"{dtype}{list(leaf.shape)}"

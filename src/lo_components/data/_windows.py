@@ -44,10 +44,10 @@ class _Windows(AbstractBatchIterator):
             if len(batches) < self._num_batches:
                 raise StopIteration
             for batch in batches:
-                if (words := _tree.mismatch(batch, batches[0])) is not None:
+                if words := _tree.difference(batch, batches[0]):
                     raise ValueError(
-                        f"`iterator` must have batches of equal shapes, so that they can be stacked: in one, {words}; "
-                        "use a `pipeline` with `repeat=True`, or a batch size that divides the number of examples."
+                        f"`iterator` must have batches of equal shapes, so that they can be stacked: in one, "
+                        f"{words}; use a `pipeline` with `repeat=True`, or a batch size that divides the number of examples."
                     )
         except BaseException:
             self._iterator.restore(self._state)

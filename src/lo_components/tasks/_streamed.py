@@ -107,7 +107,7 @@ def _is_streamed(node: Any) -> bool:
 
 
 def _filled(streamed: Streamed, batches: PyTree[Array] | None) -> Streamed:
-    if batches is not None and (words := _tree.mismatch(batches, _expected(streamed))) is not None:
+    if batches is not None and (words := _tree.difference(batches, _expected(streamed))):
         raise ValueError(
             f"`batches` must be {streamed.num_batches} stacked batches like those of {type(streamed.task).__name__}: "
             f"{words}."
