@@ -41,6 +41,15 @@ def Adam(learning_rate, **kwargs):
     return OptaxOptimizer(optax.adam, learning_rate, **kwargs)
 
 
+def view_of(grad, param=None, step=0, **known):
+    """What an accumulator sees of a tensor at one step."""
+    from lo_components.accumulators import TensorView
+
+    grad = jnp.asarray(grad, jnp.float32)
+    param = jnp.zeros_like(grad) if param is None else param
+    return TensorView(param, grad, (), jnp.asarray(step, jnp.int32), **known)
+
+
 def assert_close(actual, expected, *, rtol=1e-5, atol=1e-7):
     """Assert equal structures, shapes and dtypes, and leaves that are equal within tolerance."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

@@ -13,6 +13,7 @@ from helpers import SGD, assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
 from lo_components import aggregators, heads, meta, recipes, sharding, tasks, weights
+from lo_components.accumulators import TensorView
 from lo_components.aggregators import (
     AbstractMaskedAggregator,
     LearnedAggregator,
@@ -23,7 +24,7 @@ from lo_components.aggregators import (
     SlowMo,
 )
 from lo_components.estimators import PES, TruncatedBackprop
-from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas, TensorView
+from lo_components.features import AbstractFeature, Channels, Gradient, PooledWorkerDeltas
 from lo_components.optimizers import AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, MuP, WidthSpec, every_leaf
 from lo_components.pipeline import Pipeline

@@ -1,9 +1,17 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import view_of
 
 from lo_components import features as ft
-from lo_components.accumulators import FactoredSecondMoment, FactoredSquares, FirstMoment, Momentum, SecondMoment
+from lo_components.accumulators import (
+    FactoredSecondMoment,
+    FactoredSquares,
+    FirstMoment,
+    Momentum,
+    SecondMoment,
+    TensorView,
+)
 
 
 def _array(*values):
@@ -14,7 +22,7 @@ def _view(param=None, grad=None, stats=(), step=0):
     param = grad if param is None else param
     param = (1.0,) if param is None else param
     grad = param if grad is None else grad
-    return ft.TensorView(_array(*param), _array(*grad), stats, jnp.asarray(step, jnp.int32))
+    return TensorView(_array(*param), _array(*grad), stats, jnp.asarray(step, jnp.int32))
 
 
 def _values(feature, view):
@@ -30,7 +38,7 @@ def _matrix_view():
     draw = lambda *shape: jnp.asarray(rng.uniform(0.5, 2.0, shape), jnp.float32)  # noqa: E731
     factored = FactoredSecondMoment(draw(3, 3, 1), draw(3, 1, 4), draw(3, 3, 1), draw(3, 1, 4), diagonal=False)
     stats = (FirstMoment(draw(3, 3, 4)), SecondMoment(draw(1, 3, 4)), factored)
-    return ft.TensorView(draw(3, 4), draw(3, 4), stats, jnp.asarray(5, jnp.int32))
+    return TensorView(draw(3, 4), draw(3, 4), stats, jnp.asarray(5, jnp.int32))
 
 
 def test_raw_features_are_the_gradient_and_the_parameter():
@@ -41,7 +49,7 @@ def test_raw_features_are_the_gradient_and_the_parameter():
 
 def test_worker_deltas_are_one_channel_per_worker_in_their_order():
     deltas = _array([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
-    view = ft.TensorView(_array(0.0, 0.0), _array(3.0, 4.0), (), jnp.asarray(0, jnp.int32), deltas=deltas)
+    view = TensorView(_array(0.0, 0.0), _array(3.0, 4.0), (), jnp.asarray(0, jnp.int32), deltas=deltas)
     np.testing.assert_array_equal(_values(ft.WorkerDeltas(3), view), deltas)
     with pytest.raises(ValueError, match="built for 2 workers, but got deltas from 3"):
         ft.WorkerDeltas(2)(view)
@@ -179,9 +187,7 @@ def test_statistics_are_found_by_type_whatever_their_order():
 def test_rows_of_a_view_slice_what_has_rows_and_keep_what_broadcasts():
     full = _matrix_view()
     deltas = jnp.arange(24.0).reshape(2, 3, 4)
-    full = ft.TensorView(
-        full.param, full.grad, full.stats, full.step, jnp.asarray(9, jnp.int32), _array(2.0)[0], deltas
-    )
+    full = TensorView(full.param, full.grad, full.stats, full.step, jnp.asarray(9, jnp.int32), _array(2.0)[0], deltas)
     part = full.rows(jnp.asarray(1, jnp.int32), 2)
     np.testing.assert_array_equal(part.param, full.param[1:])
     np.testing.assert_array_equal(part.grad, full.grad[1:])
@@ -194,5 +200,5 @@ def test_rows_of_a_view_slice_what_has_rows_and_keep_what_broadcasts():
 
 def test_momentum_reads_as_the_first_moment_that_features_ask_for():
     momentum = Momentum((0.5,))
-    state = momentum.update(_array(2.0), momentum.init(_array(0.0)))
+    state = momentum.update(view_of(_array(2.0)), momentum.init(_array(0.0)))
     np.testing.assert_array_equal(_values(ft.Momenta(1), _view(stats=(momentum.read(state),))), [[1.0]])

@@ -104,7 +104,12 @@ def test_empty_tensors_keep_their_statistics(all_shapes, optimizer):
     params, _, _, states = all_shapes
     fresh = optimizer.init(params)
     for name in ("empty", "empty_matrix"):
-        assert eqx.tree_equal(states[-1].accumulators[name], fresh.accumulators[name])
+        assert eqx.tree_equal(_of(states[-1], name), _of(fresh, name))
+
+
+def _of(state, name):
+    """The accumulators' states of one tensor."""
+    return jax.tree.map(lambda tree: tree[name], state.accumulators, is_leaf=lambda x: isinstance(x, dict))
 
 
 def test_jit_equals_eager(optimizer, getkey):
@@ -280,7 +285,7 @@ def test_gradients_with_respect_to_theta_are_finite_and_reach_every_part(all_sha
         new, _ = optimizer.update({"w": grads[1]["matrix"]}, state, {"w": params["matrix"]})
         return jnp.sum(jnp.square(params["matrix"] + new["w"]))
 
-    state = PipelineState(states[0].step, {"w": states[0].accumulators["matrix"]})
+    state = PipelineState(states[0].step, jax.tree.map(lambda x: {"w": x}, _of(states[0], "matrix")))
     gradient = meta_gradient(optimizer)
     assert jax.tree.structure(gradient) == jax.tree.structure(eqx.filter(optimizer, eqx.is_inexact_array))
     for leaf in jax.tree.leaves(gradient):
@@ -334,7 +339,7 @@ def test_state_of_other_parameters_is_refused(optimizer):
         optimizer.update(params, optimizer.init({"a": jnp.ones((2, 3))}), params)
     with pytest.raises(
         ValueError,
-        match=r"`state` must come from.*at `accumulators/b/0/m` got float32\(1, 5\), expected float32\(1, 4\)",
+        match=r"`state` must come from.*at `accumulators/0/m/b` got float32\(1, 5\), expected float32\(1, 4\)",
     ):
         optimizer.update(params, optimizer.init({"a": jnp.ones((2, 3)), "b": jnp.ones(5)}), params)
     with pytest.raises(ValueError, match="`state` must come from `init` with parameters like these"):

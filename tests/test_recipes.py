@@ -3,10 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import normal_tree
+from helpers import normal_tree, view_of
 
 from lo_components import recipes
-from lo_components.features import TensorView
+from lo_components.accumulators import TensorView
 
 DECAYS = np.array([0.9, 0.99, 0.999])
 TAUS = np.array([1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5])
@@ -60,7 +60,7 @@ def _lolv2_features(param, grads):
 def _our_features(pipeline, param, grads):
     states = tuple(a.init(param) for a in pipeline.accumulators)
     for grad in grads:
-        states = tuple(a.update(grad, s) for a, s in zip(pipeline.accumulators, states, strict=True))
+        states = tuple(a.update(view_of(grad), s) for a, s in zip(pipeline.accumulators, states, strict=True))
     stats = tuple(a.read(s) for a, s in zip(pipeline.accumulators, states, strict=True))
     view = TensorView(param, grads[-1], stats, jnp.asarray(len(grads) - 1, jnp.int32))
     channels = pipeline.features(view)

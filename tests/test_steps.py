@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lo_components.features import TensorView
+from lo_components.accumulators import TensorView
 from lo_components.steps import Direction, DirectionMagnitude
 
 

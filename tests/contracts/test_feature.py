@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import view_of
 
 from lo_components import accumulators as acc
 from lo_components import features as ft
+from lo_components.accumulators import TensorView
 
 TABLE = [
     ft.Gradient(),
@@ -35,9 +37,9 @@ def _view(feature, grad, keep=None):
     """A view with the statistics that the feature requires, and no others."""
     squares = acc.SquaredMomentum((0.5,) if type(feature) is ft.NormalizedMomenta else (0.5, 0.9))
     needed = [a for a in (*_ACCUMULATORS, squares) if a.produces in feature.requires and a.produces is not keep]
-    stats = tuple(a.read(a.update(grad, a.init(grad))) for a in needed)
+    stats = tuple(a.read(a.update(view_of(grad), a.init(grad))) for a in needed)
     deltas = jnp.stack([grad, -2.0 * grad])
-    return ft.TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32), deltas=deltas)
+    return TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32), deltas=deltas)
 
 
 def test_the_table_holds_every_feature(concrete_classes):

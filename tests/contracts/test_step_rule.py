@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lo_components import steps
-from lo_components.features import TensorView
+from lo_components.accumulators import TensorView
 
 TABLE = [steps.Direction(0.1), steps.DirectionMagnitude(0.1, 0.2)]
 every_rule = pytest.mark.parametrize("rule", TABLE, ids=lambda r: type(r).__name__)

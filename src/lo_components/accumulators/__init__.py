@@ -1,7 +1,6 @@
 """Recurrences over the gradients of one tensor, such as momentum."""
 
 from ._base import AbstractAccumulator as AbstractAccumulator
-from ._base import AbstractStatistic as AbstractStatistic
 from ._decays import Decays as Decays
 from ._factored import FactoredSecondMoment as FactoredSecondMoment
 from ._factored import FactoredSquares as FactoredSquares
@@ -10,3 +9,4 @@ from ._moments import FirstMoment as FirstMoment
 from ._moments import Momentum as Momentum
 from ._moments import SecondMoment as SecondMoment
 from ._moments import SquaredMomentum as SquaredMomentum
+from ._view import TensorView as TensorView

@@ -5,36 +5,36 @@ import equinox as eqx
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 
+from ._view import TensorView
+
 StateT = TypeVar("StateT")
 
 
-class AbstractStatistic(eqx.Module):
-    """The result of one accumulator for one tensor, which features read.
-
-    Every array of a statistic has a leading channel axis; its other axes broadcast against those of the tensor. A full
-    moment is `[c, *shape]`, the row factors of a matrix are `[c, rows, 1]`. This is enough to slice a statistic along
-    with its tensor.
-    """
-
-
 class AbstractAccumulator(eqx.Module, Generic[StateT]):
-    """A recurrence over the gradients of *one* tensor.
+    """A recurrence over the steps of *one* tensor, such as a moving average of its gradient.
 
-    `init` returns the state before the first gradient, `update` folds in one gradient, and `read` turns the state into
-    a statistic, which features request by its type (`produces`). Reductions over the axes of the tensor belong in
-    `read`. States are float32 for every parameter dtype.
+    `init` returns the state before the first step, `update` folds in one step, and `read` turns the state into a
+    statistic, which features request by its type (`produces`).
+
+    A state is an array or, as in optax, a `NamedTuple` of arrays, float32 for every parameter dtype, with the same
+    fields for tensors of every shape. A statistic may have the same type as the state. Each array of a statistic is
+    `[c, *#shape]`, with a leading channel axis and axes that broadcast against those of the tensor, so that it can be
+    evaluated in blocks of rows together with the tensor: a full moment is `[c, *shape]`, the row factors of a matrix
+    are `[c, rows, 1]`. A statistic of the tensor as a whole, such as the norm of its gradient or a moving average of
+    the loss, is `[c]`. Reductions over the axes of the tensor belong in `update` or `read`, which always see the whole
+    tensor.
     """
 
-    produces: AbstractClassVar[type[AbstractStatistic]]
+    produces: AbstractClassVar[type]
 
     @abc.abstractmethod
     def init(self, param: Float[Array, "*shape"]) -> StateT:
-        """The state before the first gradient, for a tensor of the shape of `param`."""
+        """The state before the first step, for a tensor of the shape of `param`."""
 
     @abc.abstractmethod
-    def update(self, grad: Float[Array, "*shape"], state: StateT) -> StateT:
-        """The state that follows `state` once `grad` is folded in."""
+    def update(self, view: TensorView, state: StateT) -> StateT:
+        """The state that follows `state` after the step in `view`: its gradient, parameter, loss and step count."""
 
     @abc.abstractmethod
-    def read(self, state: StateT) -> AbstractStatistic:
+    def read(self, state: StateT) -> object:
         """The statistic of type `produces` for `state`."""

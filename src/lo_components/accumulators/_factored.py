@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._base import AbstractAccumulator, AbstractStatistic
+from ._base import AbstractAccumulator
 from ._decays import Decays
+from ._view import TensorView
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -27,20 +28,20 @@ def safe_rsqrt(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
-class FactoredState(eqx.Module):
+class FactoredState(NamedTuple):
     """Moving averages of the squared gradient, averaged over one axis, which is kept with size 1.
 
     **Arguments:**
 
     - `row`: averaged over the largest axis; below rank 2 the full second moment.
-    - `col`: averaged over the second largest axis; `None` below rank 2.
+    - `col`: averaged over the second largest axis; below rank 2 it has no channels, `[0, 1]`.
     """
 
     row: Float[Array, "c *row_shape"]
-    col: Float[Array, "c *col_shape"] | None
+    col: Float[Array, "c *col_shape"]
 
 
-class FactoredSecondMoment(AbstractStatistic):
+class FactoredSecondMoment(eqx.Module):
     r"""Row and column statistics $R$, $C$ of the squared gradient, and Adafactor's preconditioning factors.
 
     Adafactor's preconditioned gradient is $g \cdot$ `row_factor` $\cdot$ `col_factor`.
@@ -93,25 +94,26 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
         axes = factored_axes(param.shape)
         count = len(self.decays)
         if axes is None:
-            return FactoredState(jnp.zeros((count, *param.shape), jnp.float32), None)
+            return FactoredState(jnp.zeros((count, *param.shape), jnp.float32), jnp.zeros((0, 1), jnp.float32))
         d1, d0 = axes
         row_shape = [1 if axis == d0 else n for axis, n in enumerate(param.shape)]
         col_shape = [1 if axis == d1 else n for axis, n in enumerate(param.shape)]
         return FactoredState(jnp.zeros((count, *row_shape), jnp.float32), jnp.zeros((count, *col_shape), jnp.float32))
 
-    def update(self, grad: Float[Array, "*shape"], state: FactoredState) -> FactoredState:
+    def update(self, view: TensorView, state: FactoredState) -> FactoredState:
+        grad = view.grad
         b = jnp.clip(self.decays(grad.ndim), 0.0, 1.0)
         q = jnp.square(grad) + 1e-30
         axes = factored_axes(grad.shape)
-        if axes is None or state.col is None:
-            return FactoredState(b * state.row + (1.0 - b) * q[None], None)
+        if axes is None:
+            return FactoredState(b * state.row + (1.0 - b) * q[None], state.col)
         d1, d0 = axes
         row = b * state.row + (1.0 - b) * jnp.mean(q, axis=d0, keepdims=True)[None]
         col = b * state.col + (1.0 - b) * jnp.mean(q, axis=d1, keepdims=True)[None]
         return FactoredState(row, col)
 
     def read(self, state: FactoredState) -> FactoredSecondMoment:
-        if state.col is None:
+        if not len(state.col):
             factor = safe_rsqrt(state.row + 1e-9)
             ones = jnp.ones((len(self.decays),) + (1,) * (state.row.ndim - 1), jnp.float32)
             return FactoredSecondMoment(state.row, state.row, factor, ones, diagonal=True)

@@ -1,14 +1,15 @@
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._base import AbstractAccumulator, AbstractStatistic
+from ._base import AbstractAccumulator
 from ._decays import Decays
+from ._view import TensorView
 
 
-class FirstMoment(AbstractStatistic):
+class FirstMoment(NamedTuple):
     """Exponential moving averages of the gradient, one per decay rate.
 
     **Arguments:**
@@ -19,7 +20,7 @@ class FirstMoment(AbstractStatistic):
     m: Float[Array, "c *shape"]
 
 
-class SecondMoment(AbstractStatistic):
+class SecondMoment(NamedTuple):
     """Exponential moving averages of the squared gradient, one per decay rate.
 
     **Arguments:**
@@ -54,9 +55,9 @@ class Momentum(AbstractAccumulator[FirstMoment]):
     def init(self, param: Float[Array, "*shape"]) -> FirstMoment:
         return FirstMoment(jnp.zeros((len(self.decays), *param.shape), jnp.float32))
 
-    def update(self, grad: Float[Array, "*shape"], state: FirstMoment) -> FirstMoment:
-        b = self.decays(grad.ndim)
-        return FirstMoment(b * state.m + (1.0 - b) * grad[None])
+    def update(self, view: TensorView, state: FirstMoment) -> FirstMoment:
+        b = self.decays(view.grad.ndim)
+        return FirstMoment(b * state.m + (1.0 - b) * view.grad[None])
 
     def read(self, state: FirstMoment) -> FirstMoment:
         return state
@@ -85,9 +86,9 @@ class SquaredMomentum(AbstractAccumulator[SecondMoment]):
     def init(self, param: Float[Array, "*shape"]) -> SecondMoment:
         return SecondMoment(jnp.zeros((len(self.decays), *param.shape), jnp.float32))
 
-    def update(self, grad: Float[Array, "*shape"], state: SecondMoment) -> SecondMoment:
-        b = jnp.clip(self.decays(grad.ndim), 0.0, 1.0)
-        return SecondMoment(b * state.v + (1.0 - b) * jnp.square(grad)[None])
+    def update(self, view: TensorView, state: SecondMoment) -> SecondMoment:
+        b = jnp.clip(self.decays(view.grad.ndim), 0.0, 1.0)
+        return SecondMoment(b * state.v + (1.0 - b) * jnp.square(view.grad)[None])
 
     def read(self, state: SecondMoment) -> SecondMoment:
         return state

@@ -2,7 +2,6 @@
 
 from ._base import AbstractFeature as AbstractFeature
 from ._base import Channels as Channels
-from ._base import TensorView as TensorView
 from ._combine import Concat as Concat
 from ._combine import RMSNormalized as RMSNormalized
 from ._factored import ColumnSquares as ColumnSquares

@@ -1,67 +1,11 @@
 import abc
-from typing import TypeVar
 
 import equinox as eqx
 import jax
 from equinox import AbstractVar
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..accumulators import AbstractStatistic
-
-StatT = TypeVar("StatT", bound=AbstractStatistic)
-
-
-class TensorView(eqx.Module):
-    """Everything that features and step rules can see of one tensor at one step. All arrays are float32.
-
-    **Arguments:**
-
-    - `param`: the parameter before this step, `[*shape]` with at least one axis.
-    - `grad`: its gradient, `[*shape]`; for aggregators its pseudo-gradient, the mean of the workers' deltas.
-    - `stats`: one statistic per accumulator, which includes this step's gradient; each array is `[c, *#shape]`.
-    - `step`: the number of steps taken before this one; 0 at the first step.
-    - `num_steps`: the length of training, if known.
-    - `loss`: this step's loss, if known.
-    - `deltas`: for aggregators, each worker's new parameter minus the old one, `[workers, *shape]`.
-    """
-
-    param: Float[Array, "*shape"]
-    grad: Float[Array, "*shape"]
-    stats: tuple[AbstractStatistic, ...]
-    step: Int[Array, ""]
-    num_steps: Int[Array, ""] | None = None
-    loss: Float[Array, ""] | None = None
-    deltas: Float[Array, "workers *shape"] | None = None
-
-    def stat(self, kind: type[StatT]) -> StatT:
-        """The statistic of type `kind`. It is looked up while tracing, which costs nothing at run time.
-
-        Raises `ValueError` if no accumulator produces it.
-        """
-        for stat in self.stats:
-            if isinstance(stat, kind):
-                return stat
-        available = ", ".join(type(s).__name__ for s in self.stats) or "none"
-        raise ValueError(f"No accumulator produces `{kind.__name__}`; available statistics: {available}.")
-
-    def rows(self, start: Int[Array, ""], size: int) -> "TensorView":
-        """The view of rows `start : start + size` (first axis) of the tensor. Axes of size 1 stay as they are."""
-        total = self.param.shape[0]
-
-        def take(x, axis: int):
-            if x is None or x.shape[axis] != total or total == 1:
-                return x
-            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
-
-        return TensorView(
-            param=take(self.param, 0),
-            grad=take(self.grad, 0),
-            stats=jax.tree.map(lambda x: take(x, 1), self.stats),
-            step=self.step,
-            num_steps=self.num_steps,
-            loss=self.loss,
-            deltas=take(self.deltas, 1),
-        )
+from ..accumulators import TensorView
 
 
 class Channels(eqx.Module):
@@ -109,7 +53,7 @@ class AbstractFeature(eqx.Module):
     size: AbstractVar[int]
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         """The types of the statistics that `__call__` reads."""
         return frozenset()
 

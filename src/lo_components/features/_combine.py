@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..accumulators import AbstractStatistic
-from ._base import AbstractFeature, Channels, TensorView, unnormalized
+from ..accumulators import TensorView
+from ._base import AbstractFeature, Channels, unnormalized
 
 
 class Concat(AbstractFeature):
@@ -25,7 +25,7 @@ class Concat(AbstractFeature):
         return sum(f.size for f in self.features)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset().union(*(f.requires for f in self.features))
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -57,7 +57,7 @@ class RMSNormalized(AbstractFeature):
         return self.feature.size
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

@@ -1,8 +1,8 @@
 import equinox as eqx
 import jax
 
-from ..accumulators import AbstractStatistic, FactoredSecondMoment, FirstMoment
-from ._base import AbstractFeature, Channels, TensorView
+from ..accumulators import FactoredSecondMoment, FirstMoment, TensorView
+from ._base import AbstractFeature, Channels
 
 
 class FactoredGradient(AbstractFeature):
@@ -19,7 +19,7 @@ class FactoredGradient(AbstractFeature):
     size: int = eqx.field(default=3, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FactoredSecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -46,7 +46,7 @@ class FactoredMomenta(AbstractFeature):
     eps: float = eqx.field(default=1e-6, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FirstMoment, FactoredSecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -69,7 +69,7 @@ class RowSquares(AbstractFeature):
     size: int = eqx.field(default=3, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FactoredSecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -89,7 +89,7 @@ class ColumnSquares(AbstractFeature):
     size: int = eqx.field(default=3, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FactoredSecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

@@ -1,8 +1,8 @@
 import equinox as eqx
 import jax
 
-from ..accumulators import AbstractStatistic, FirstMoment, SecondMoment
-from ._base import AbstractFeature, Channels, TensorView, unnormalized
+from ..accumulators import FirstMoment, SecondMoment, TensorView
+from ._base import AbstractFeature, Channels, unnormalized
 
 
 class Momenta(AbstractFeature):
@@ -18,7 +18,7 @@ class Momenta(AbstractFeature):
     size: int = eqx.field(default=3, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FirstMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -38,7 +38,7 @@ class Squares(AbstractFeature):
     size: int = eqx.field(default=1, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({SecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -62,7 +62,7 @@ class NormalizedMomenta(AbstractFeature):
     eps: float = eqx.field(default=1e-6, static=True)
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return frozenset({FirstMoment, SecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -93,7 +93,7 @@ class InverseRoot(AbstractFeature):
         return self.feature.size
 
     @property
-    def requires(self) -> frozenset[type[AbstractStatistic]]:
+    def requires(self) -> frozenset[type]:
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

@@ -1,6 +1,7 @@
 import equinox as eqx
 
-from ._base import AbstractFeature, Channels, TensorView
+from ..accumulators import TensorView
+from ._base import AbstractFeature, Channels
 
 
 class Gradient(AbstractFeature):

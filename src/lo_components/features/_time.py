@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 
-from ._base import AbstractFeature, Channels, TensorView
+from ..accumulators import TensorView
+from ._base import AbstractFeature, Channels
 
 
 class TimeEmbedding(AbstractFeature):
@@ -37,4 +38,4 @@ class TimeEmbedding(AbstractFeature):
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         taus = jnp.asarray(self.time_scales, jnp.float32)
         values = jnp.tanh(view.step.astype(jnp.float32) / taus - 1.0)
-        return (Channels(values.reshape((-1,) + (1,) * view.param.ndim)),)
+        return (Channels(view.spread(values)),)

@@ -3,7 +3,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._base import AbstractFeature, Channels, TensorView
+from ..accumulators import TensorView
+from ._base import AbstractFeature, Channels
 
 
 class WorkerDeltas(AbstractFeature):
@@ -37,7 +38,7 @@ class WorkerDeltas(AbstractFeature):
         return self.num_workers
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        deltas = _deltas(view, "WorkerDeltas")
+        deltas = view.required("deltas")
         if len(deltas) != self.num_workers:
             raise ValueError(
                 f"`WorkerDeltas` was built for {self.num_workers} workers, but got deltas from {len(deltas)}; "
@@ -80,15 +81,9 @@ class PooledWorkerDeltas(AbstractFeature):
         return self.worker.shape[0]
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        deltas = _deltas(view, "PooledWorkerDeltas")
+        deltas = view.required("deltas")
 
         def channel(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, "*shape"]:
             return jnp.mean(jax.nn.relu(a * deltas + b * view.grad[None]), axis=0)
 
         return (Channels(jax.vmap(channel)(self.worker, self.mean)),)
-
-
-def _deltas(view: TensorView, name: str) -> Float[Array, "workers *shape"]:
-    if view.deltas is None:
-        raise ValueError(f"`{name}` needs the workers' deltas; use it in a `LearnedAggregator`, not in an optimizer.")
-    return view.deltas

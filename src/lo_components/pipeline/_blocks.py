@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .. import _tree
-from ..features import AbstractFeature, Channels, TensorView
+from ..accumulators import TensorView
+from ..features import AbstractFeature, Channels
 
 # The least number of elements in a block.
 _BLOCK_SIZE = 2**15
@@ -30,7 +31,7 @@ def square_sums(features: AbstractFeature, view: TensorView, rows: int) -> Squar
     Channels that are constant along the rows count once per block, both in the sum and in the count.
     """
     num_blocks, rest = divmod(view.param.shape[0], rows)
-    like = jax.eval_shape(features, view.rows(jnp.asarray(0), rows))
+    like = jax.eval_shape(lambda v: features(v), view.rows(jnp.asarray(0), rows))
     counts = [num_blocks * c.count for c in like]
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [c.square_sum for c in like])
     if not jax.tree.leaves(sums):

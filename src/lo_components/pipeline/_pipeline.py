@@ -1,13 +1,19 @@
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..accumulators import AbstractAccumulator
-from ..features import AbstractFeature, Channels, TensorView
+from ..accumulators import AbstractAccumulator, TensorView
+from ..features import AbstractFeature, Channels
 from ..heads import AbstractHead
 from ..steps import AbstractStepRule
 from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
+from ._trial import are_pointwise
+
+# Sums of fourth powers (features of squares are divided by their root mean square) over 1e10 elements stay finite.
+_LARGEST = 1e7
 
 
 class Pipeline(eqx.Module):
@@ -15,11 +21,13 @@ class Pipeline(eqx.Module):
 
     For a tensor $p$ with gradient $g$ and accumulator states $a$, at step $t$:
 
-    $$a' = \mathrm{update}(g, a), \qquad x = \mathrm{features}(p, g, \mathrm{read}(a'), t), \qquad
+    $$a' = \mathrm{update}(p, g, t, a), \qquad x = \mathrm{features}(p, g, \mathrm{read}(a'), t), \qquad
       \Delta p = \mathrm{step}(\mathrm{head}(x)).$$
 
-    Arithmetic and state are float32 for any parameter dtype. Scalars are treated as tensors of shape `[1]`; empty
-    tensors get an empty update. Learners apply one pipeline to every tensor of a model:
+    Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^7$ count as $\pm 10^7$,
+    lest their squares, or sums of squares of these, overflow; gradients that are not finite stay as they are. Scalars
+    are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in blocks of
+    rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a model:
     [`lo_components.optimizers.LearnedOptimizer`][] to gradients, [`lo_components.aggregators.LearnedAggregator`][] to
     workers' deltas.
 
@@ -110,22 +118,23 @@ class Pipeline(eqx.Module):
         tensor = _as_tensor(param)
         if tensor.size == 0:
             return param, states
-        grad = _as_tensor(grad)
-        states = tuple(a.update(grad, s) for a, s in zip(self.accumulators, states, strict=True))
         view = TensorView(
             param=tensor,
-            grad=grad,
-            stats=tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True)),
+            grad=_bounded(_as_tensor(grad)),
+            stats=(),
             step=step,
             num_steps=num_steps,
             loss=loss,
-            deltas=None if deltas is None else _workers_as_tensor(deltas),
+            deltas=None if deltas is None else _bounded(_workers_as_tensor(deltas)),
         )
+        states = tuple(a.update(view, s) for a, s in zip(self.accumulators, states, strict=True))
+        stats = tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
+        view = dataclasses.replace(view, stats=stats)
         return self._evaluated(view).reshape(param.shape).astype(param.dtype), states
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
         shape, rows = view.param.shape, rows_per_block(view.param.shape)
-        if rows == shape[0]:
+        if rows == shape[0] or not are_pointwise(self.features, self.accumulators, view):
             return self._pointwise(self.features(view), view)
         # Two passes over blocks of rows that fit in the cache: first the sums of squares, then everything else.
         sums = square_sums(self.features, view, rows)
@@ -150,3 +159,8 @@ def _as_tensor(x) -> Float[Array, "*shape"]:
 def _workers_as_tensor(x) -> Float[Array, "workers *shape"]:
     x = jnp.asarray(x).astype(jnp.float32)
     return x[:, None] if x.ndim == 1 else x
+
+
+def _bounded(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Finite elements clipped at `_LARGEST`."""
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), x)

@@ -1,25 +1,33 @@
 """Apply one pipeline to every tensor of a model."""
 
-import equinox as eqx
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
 from ._pipeline import Pipeline
 
 
-class PipelineState(eqx.Module):
+class PipelineState(NamedTuple):
     """State of a learner that applies a [`lo_components.pipeline.Pipeline`][] to every tensor.
+
+    As in optax, each array of a state is in the structure of the parameters, so tools for optax's states work:
+    `optax.tree.get(state, "step")`, `optax.tree_map_params`, `flax.serialization`, `flax.nnx.Optimizer`.
 
     **Arguments:**
 
     - `step`: the number of updates made.
-    - `accumulators`: the structure of the parameters, with a tuple of accumulator states in place of each tensor.
+    - `accumulators`: the state of each accumulator, with a tree in the structure of the parameters in place of each
+        array. The arrays of [`lo_components.accumulators.Momentum`][], for instance, are `[c, *shape]` for parameters
+        `[*shape]`, so a parameter that is sharded by `PartitionSpec(*axes)` has moments sharded by
+        `PartitionSpec(None, *axes)`.
     """
 
     step: Int[Array, ""]
-    accumulators: PyTree
+    accumulators: tuple[Any, ...]
 
 
 def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
@@ -29,8 +37,13 @@ def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
 
     - `pipeline`: applied to every tensor.
     - `params`: a pytree of floating-point arrays.
+
+    Raises `ValueError` if the structure of an accumulator's state depends on the tensor's shape.
     """
-    return PipelineState(jnp.zeros((), jnp.int32), jax.tree.map(pipeline.init, params))
+    leaves, treedef = jax.tree.flatten(params)
+    return PipelineState(
+        jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline), treedef, [pipeline.init(p) for p in leaves])
+    )
 
 
 def update_tree(
@@ -56,13 +69,35 @@ def update_tree(
     **Returns:** the updates to add to `params`, in their dtypes, and the next state.
     """
     params_flat, treedef = jax.tree.flatten(params)
+    state_def = _state_def(pipeline)
+    states_flat = _unstacked(state_def, treedef, state.accumulators)
     deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
-    per_tensor = zip(
-        treedef.flatten_up_to(grads), treedef.flatten_up_to(state.accumulators), params_flat, deltas_flat, strict=True
-    )
+    per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
     pairs = [
         pipeline.update(grad, states, param, deltas=delta, step=state.step, num_steps=num_steps, loss=loss)
         for grad, states, param, delta in per_tensor
     ]
     updates, states = ([pair[i] for pair in pairs] for i in range(2))
-    return treedef.unflatten(updates), PipelineState(state.step + 1, treedef.unflatten(states))
+    return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
+
+
+def _state_def(pipeline: Pipeline) -> PyTreeDef:
+    """The structure of the accumulators' states of one tensor."""
+    return jax.tree.structure(jax.eval_shape(pipeline.init, jax.ShapeDtypeStruct((), jnp.float32)))
+
+
+def _stacked(state_def: PyTreeDef, treedef: PyTreeDef, states: list[tuple]) -> tuple[Any, ...]:
+    """The states of all tensors, with a tree in place of each array."""
+    if any(jax.tree.structure(s) != state_def for s in states):
+        raise ValueError(
+            "The state of an accumulator must have the same fields for tensors of every shape; return an empty array "
+            "instead of `None` for a field that a shape does not need."
+        )
+    rows = [state_def.flatten_up_to(s) for s in states]
+    return state_def.unflatten(treedef.unflatten(row[i] for row in rows) for i in range(state_def.num_leaves))
+
+
+def _unstacked(state_def: PyTreeDef, treedef: PyTreeDef, states: tuple[Any, ...]) -> list[tuple]:
+    """The inverse of `_stacked`."""
+    columns = [treedef.flatten_up_to(column) for column in state_def.flatten_up_to(states)]
+    return [state_def.unflatten(column[i] for column in columns) for i in range(treedef.num_leaves)]

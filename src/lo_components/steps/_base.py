@@ -4,7 +4,7 @@ import equinox as eqx
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float
 
-from ..features import TensorView
+from ..accumulators import TensorView
 from ..parametrization import UpdateRule
 
 

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..features import TensorView
+from ..accumulators import TensorView
 from ..parametrization import SCALE_FREE, UpdateRule
 from ._base import AbstractStepRule
 
