@@ -2,8 +2,8 @@
 
 28x28 random images, batch 128, 4 pairs, truncation window 20; each meta-step takes a window of 20 batches from
 `data.pipeline`. Rounds of both alternate. Prints milliseconds per meta-step in the fastest round, and the fraction of
-it spent waiting for the window, with and without the thread that reads ahead, and writes `benchmarks/results/streaming.json`. Run:
-`python benchmarks/streaming.py`.
+it spent waiting for the window, with and without the thread that reads ahead, and writes
+`benchmarks/results/streaming.json`. Run: `python benchmarks/streaming.py`.
 """
 
 import argparse

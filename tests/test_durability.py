@@ -1,5 +1,7 @@
 """Meta-training survives kills, full disks, damaged files and schedulers."""
 
+import errno
+import functools
 import hashlib
 import json
 import math
@@ -21,8 +23,21 @@ import safetensors.numpy
 from helpers import SGD
 from meta_helpers import START, Drift, Given, assert_identical, quadratic_unroll
 
+import lo_components as loc
+from lo_components import _atomic
+from lo_components._atomic import exclusive
 from lo_components.estimators import PES, Difference, SignOfDifference
-from lo_components.meta import Checkpoints, RunFolder, _checkpoints, _loop, init_meta_state, meta_train, read_log
+from lo_components.meta import (
+    Checkpoints,
+    RunFolder,
+    _checkpoints,
+    _constants,
+    _loop,
+    init_meta_state,
+    meta_optimizer,
+    meta_train,
+    read_log,
+)
 from lo_components.meta._checkpoints import DurableRun
 from lo_components.meta._constants import constants
 from lo_components.optimizers import Scaled
@@ -30,7 +45,7 @@ from lo_components.parametrization import MuP
 from lo_components.sharding import ParticleSharded, make_mesh
 from lo_components.tasks import Quadratic
 from lo_components.unroll import ConstantHorizon, TruncatedUnroll
-from lo_components.weights import CheckpointError, load_arrays, save_arrays
+from lo_components.weights import CheckpointError, card, load, load_arrays, save, save_arrays
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -40,7 +55,7 @@ OPTIMIZER = optax.adam(0.05)
 KEY = jax.random.key(0)
 
 
-def train(folder, *, num_steps=30, every=7, keep=2):
+def train(folder, *, num_steps=30, every=7, keep=2, callback=None):
     return meta_train(
         SGD(jnp.asarray(0.01)),
         ESTIMATOR,
@@ -48,6 +63,7 @@ def train(folder, *, num_steps=30, every=7, keep=2):
         optimizer=OPTIMIZER,
         checkpoints=None if folder is None else Checkpoints(folder, {"task": "quadratic"}, every, keep),
         log_every=5,
+        callback=callback,
         progress=None,
         key=KEY,
     )
@@ -338,6 +354,269 @@ def test_long_sequences_and_arrays_are_hashed():
     }
 
 
+# The identity of a run.
+
+
+def identified(folder, *, rate=0.01, seed=0, optimizer=None, peak=0.01, data=1.0, schedule=None, num_steps=4):
+    """A run with a schedule of its own, data in its task, and a meta-optimizer."""
+    task = Quadratic(data * jnp.asarray(START))
+    unroll = TruncatedUnroll(task, ConstantHorizon(10), 5)
+    pes = PES(unroll, num_pairs=2, std=schedule or (lambda windows: peak * 0.5 ** (windows / 100.0)))
+    return meta_train(
+        SGD(jnp.asarray(rate)),
+        pes,
+        num_steps=num_steps,
+        optimizer=optimizer or optax.adamw(1e-3),
+        checkpoints=Checkpoints(folder, {"task": "quadratic"}, every=2),
+        progress=None,
+        key=jax.random.key(seed),
+    )
+
+
+def decaying(rate):
+    return optax.exponential_decay(rate, 100, 0.5)
+
+
+def half(windows, start=0.01):
+    return start * 0.5 ** (windows / 100.0)
+
+
+OTHER_RUNS = {
+    "`key` is [0 0] there, [0 7] here": (dict(seed=7), {}),
+    "`learner/hyperparameters/learning_rate` is 0.01 there, 0.02 here": (dict(rate=0.02), {}),
+    "/update/step_size` is -0.001 there, -0.002 here": (dict(optimizer=optax.adamw(2e-3)), {}),
+    "/weight_decay` is 0.0001 there, 0.1 here": (dict(optimizer=optax.adamw(1e-3, weight_decay=0.1)), {}),
+    "/max_norm` is 1 there, 2 here": (
+        dict(optimizer=meta_optimizer(4, max_norm=2.0)),
+        dict(optimizer=meta_optimizer(4)),
+    ),
+    "/every_k_schedule` is 2 there, 3 here": (
+        dict(optimizer=optax.MultiSteps(optax.sgd(0.1), 3)),
+        dict(optimizer=optax.MultiSteps(optax.sgd(0.1), 2)),
+    ),
+    "numeric_hps/learning_rate` is 0.1 there, 0.2 here": (
+        dict(optimizer=optax.inject_hyperparams(optax.sgd)(0.2)),
+        dict(optimizer=optax.inject_hyperparams(optax.sgd)(0.1)),
+    ),
+    "`estimator/unroll/task/start (values": (dict(data=2.0), {}),
+    "`estimator/std/peak` is 0.01 there, 0.02 here": (dict(peak=0.02), {}),
+    "`estimator/std/init_value` is 0.01 there, 0.02 here": (
+        dict(schedule=decaying(0.02)),
+        dict(schedule=decaying(0.01)),
+    ),
+    "`estimator/std/start` is 0.01 there, 0.02 here": (
+        dict(schedule=functools.partial(half, start=0.02)),
+        dict(schedule=functools.partial(half, start=0.01)),
+    ),
+    ".` is 0.01 0.5 there, 0.02 0.5 here": (
+        dict(schedule=lambda windows: 0.02 * 0.5**windows),
+        dict(schedule=lambda windows: 0.01 * 0.5**windows),
+    ),
+}
+
+
+@pytest.mark.parametrize("words", OTHER_RUNS)
+def test_a_folder_of_another_run_is_refused_by_name(tmp_path, words):
+    other, first = OTHER_RUNS[words]
+    if words.startswith("."):  # the version of Python is in the name
+        words = f"code, Python {sys.version_info.major}.{sys.version_info.minor}{words[1:]}"
+    identified(tmp_path, **first)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        FileExistsError, match=f"with other constants.*{re.escape(words)}.*if it is the same"
+    ) as refusal:
+        identified(tmp_path, **other, num_steps=6)
+    assert len(str(refusal.value)) < 600 + len(str(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "constants.json").unlink()
+    identified(tmp_path, **other, num_steps=6)
+
+
+def test_the_initial_theta_is_compared_by_hash_on_one_platform(tmp_path):
+    def found(seed):
+        return constants(loc.recipes.lolv2(hidden_size=4, key=jax.random.key(seed)), {}, None, key=KEY)
+
+    first, second = found(0), found(1)
+    assert set(first) == set(second) and found(0) == first
+    differing = [name for name in first if first[name] != second[name]]
+    where = f" (values, cpu, jax {jax.__version__})"
+    assert differing and all(name.startswith("learner/pipeline/head/") and name.endswith(where) for name in differing)
+
+
+GLOBAL = 0.01
+
+
+def test_a_number_of_the_module_that_a_schedule_reads_counts(monkeypatch):
+    def found():
+        return constants(SGD(0.1), {"std": lambda windows: GLOBAL * windows})["estimator/std/GLOBAL"]
+
+    assert found() == "0.01"
+    monkeypatch.setattr(sys.modules[__name__], "GLOBAL", 0.02)
+    assert found() == "0.02"
+
+
+def test_functions_that_contain_themselves_are_described():
+    def schedule(windows):
+        return schedule(windows - 1) if windows > 0 else 0.5
+
+    found = constants(SGD(0.1), {"std": schedule, "bound": "word".upper, "all": {"a", "b"}, "made": SGD})
+    assert found["estimator/std"].endswith("schedule") and found["estimator/all"] == "a set"
+    assert not any("0x" in text for text in found.values())  # no addresses
+
+
+def test_training_longer_is_refused_only_if_the_schedule_would_be_another(tmp_path):
+    identified(tmp_path / "fixed")
+    identified(tmp_path / "fixed", num_steps=8)
+
+    def default(num_steps, optimizer=None):
+        options = dict(checkpoints=Checkpoints(tmp_path / "default", {}), optimizer=optimizer, progress=None, key=KEY)
+        return meta_train(SGD(jnp.asarray(0.01)), ESTIMATOR, num_steps=num_steps, **options)
+
+    default(6)
+    with pytest.raises(FileExistsError, match="decay_steps` is 3 there, 4 here"):
+        default(8)
+    default(8, meta_optimizer(6))  # goes on with the last learning rate
+
+
+SAME = """
+import sys
+import jax, jax.numpy as jnp, optax
+import lo_components as loc
+
+PEAK = 0.01
+names = {"one", "two", "three"}
+key = jax.random.key(0)
+task = loc.tasks.mlp_classification(loc.data.digits(), width=4, depth=1, batch_size=8)
+learner = loc.recipes.lolv2(hidden_size=4, hidden_layers=1, key=key)
+pes = loc.estimators.PES(loc.unroll.TruncatedUnroll(task, 4, 2), num_pairs=1, std=lambda t: (len(names) > 0) * PEAK)
+loc.meta.meta_train(
+    learner, pes, num_steps=int(sys.argv[2]), optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, 100)),
+    checkpoints=loc.meta.Checkpoints(sys.argv[1], {}), progress=None, key=key,
+)
+"""
+
+
+def test_the_same_script_continues_its_run_in_another_process(tmp_path):
+    for steps, seed in ((2, "1"), (4, "2")):
+        command = [sys.executable, "-c", SAME, str(tmp_path / "run"), str(steps)]
+        subprocess.run(command, check=True, timeout=300, env={**os.environ, "PYTHONHASHSEED": seed})
+    assert steps_in(tmp_path / "run") == [2, 4]
+
+
+def test_large_arrays_are_hashed_in_part_and_once(monkeypatch):
+    monkeypatch.setattr(_constants, "_HASHED_BYTES", 2**16)
+    monkeypatch.setattr(_constants, "_PIECES", 16)
+    digest, hashed = _constants._digest, []
+    monkeypatch.setattr(_constants, "_digest", lambda *parts: hashed.append(parts) or digest(*parts))
+    data = np.arange(10**6)
+    found = constants(SGD(0.1), {"data": data, "build": lambda: data})
+    assert found["estimator/data (values)"] == found["estimator/build/data (values)"]
+    ((*pieces,),) = hashed
+    assert sum(piece.nbytes for piece in pieces) == 2**16 and pieces[-1][-1] == data.view(np.uint8)[-1]
+
+
+# Two processes in one folder.
+
+
+def test_a_second_run_in_a_folder_is_refused_at_once(finished, tmp_path):
+    def second(step, learner):
+        if step == 10:
+            before = (tmp_path / "constants.json").stat()
+            with pytest.raises(FileExistsError, match=rf"`{tmp_path}` is in use by process {os.getpid()} on .*; wait"):
+                train(tmp_path)
+            assert os.path.samestat((tmp_path / "constants.json").stat(), before)
+            # Reading takes no lock.
+            assert read_log(tmp_path) and RunFolder.open(tmp_path, {"task": "quadratic"}).path == tmp_path
+
+    assert_identical(train(tmp_path, callback=second), finished[1])
+    assert not (tmp_path / ".lock").exists()
+    train(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lo_components.meta import RunFolder
+with RunFolder.open(sys.argv[1], {"task": "quadratic"}).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_vanishes_with_its_process(finished, tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "locked\n"
+        with pytest.raises(FileExistsError, match=f"in use by process {child.pid} on "):
+            train(tmp_path)
+    finally:
+        child.kill()
+        child.communicate()
+    assert (tmp_path / ".lock").exists()
+    assert_identical(train(tmp_path), finished[1])
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_of_many_threads_one_has_the_lock(tmp_path):
+    barrier, holders, most, refused = threading.Barrier(8), [], [], []
+
+    def attempt():
+        for _ in range(50):
+            barrier.wait()
+            try:
+                with exclusive(tmp_path / ".lock"):
+                    holders.append(1)
+                    most.append(len(holders))
+                    time.sleep(0.0005)
+                    holders.pop()
+            except BlockingIOError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1} and len(most) >= 50 and refused
+
+
+def test_a_file_system_without_locks_has_none(finished, tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(_atomic, "_lock", unsupported)
+    assert_identical(train(tmp_path), finished[1])
+
+
+# Paths and torn lines.
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert_identical(train("~/run"), finished[1])
+    assert [row["step"] for row in read_log("~/run")] == [5, 10, 15, 20, 25, 30]
+    assert_identical(load("~/run/best.safetensors"), load(tmp_path / "run" / "best.safetensors"))
+    save_arrays("~/a.safetensors", TREE, metadata={})
+    assert_identical(load_arrays("~/a.safetensors", TREE)[0], TREE)
+    save("~/b.safetensors", finished[1], card={"of": "me"})
+    assert card("~/b.safetensors") == {"of": "me"}
+    with pytest.raises(FileNotFoundError, match=f"There is no folder `{tmp_path}/data`"):
+        loc.data.fashion_mnist("~/data")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "a.safetensors", "b.safetensors"}
+
+
+def test_a_torn_last_line_of_the_log_is_left_out(copied):
+    rows = read_log(copied)
+    with (copied / "log.jsonl").open("a") as file:
+        file.write('{"step": 35, "lo')
+    assert read_log(copied) == rows
+    lines = (copied / "log.jsonl").read_text().splitlines()
+    (copied / "log.jsonl").write_text("\n".join(["{torn", *lines]))
+    with pytest.raises(ValueError, match="Line 1 of `.*log.jsonl` is corrupt; delete that line"):
+        read_log(copied)
+
+
 # Damaged checkpoints.
 
 
@@ -390,17 +669,18 @@ def test_checkpoints_that_are_all_damaged_are_refused_and_kept(copied):
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
-# SIGTERM.
+# Signals.
 
 
-def sigterm_at(monkeypatch, step):
-    """Send this process SIGTERM while the log's row of `step` is written."""
+def signal_at(monkeypatch, step, number=signal.SIGTERM, times=1):
+    """Send this process a signal while the log's row of `step` is written."""
     log = RunFolder.log
 
     def wrapper(folder, row):
         log(folder, row)
         if row["step"] == step:
-            signal.raise_signal(signal.SIGTERM)
+            for _ in range(times):
+                signal.raise_signal(number)
 
     monkeypatch.setattr(RunFolder, "log", wrapper)
 
@@ -408,7 +688,7 @@ def sigterm_at(monkeypatch, step):
 def test_sigterm_writes_a_checkpoint_and_exits_so_that_the_run_can_continue(finished, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        sigterm_at(patch, 10)
+        signal_at(patch, 10)
         with pytest.raises(SystemExit) as stop:
             train(tmp_path, keep=9)
     assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is handler
@@ -424,11 +704,41 @@ def test_sigterm_writes_a_checkpoint_and_exits_so_that_the_run_can_continue(fini
 
 def test_sigterm_in_the_last_step_leaves_a_finished_run(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        sigterm_at(patch, 30)
+        signal_at(patch, 30)
         with pytest.raises(SystemExit):
             train(tmp_path)
     monkeypatch.setattr(_loop, "_step", None)
     assert_identical(train(tmp_path), finished[1])
+
+
+def test_ctrl_c_writes_a_checkpoint_and_raises(finished, tmp_path, monkeypatch, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 10, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, keep=9)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "Stopped by SIGINT after meta-step 10. Its checkpoint is in" in capsys.readouterr().err
+    assert steps_in(tmp_path) == [7, 10]
+    assert_identical(train(tmp_path, keep=9), finished[1])
+
+
+def test_a_second_ctrl_c_stops_at_once(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, 10, signal.SIGINT, times=2)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, keep=9)
+    assert steps_in(tmp_path) == [7]
+    assert_identical(train(tmp_path, keep=9), finished[1])
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it(finished, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        signal_at(monkeypatch, 10, signal.SIGINT)
+        assert_identical(train(tmp_path), finished[1])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def handlers_while_training(monkeypatch, folder):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -193,6 +194,26 @@ def test_two_processes_of_which_one_was_killed_continue_to_the_same_bits(uninter
     train_to_the_end(tmp_path, folder)
     assert last_arrays(folder) == uninterrupted
     assert any(name.startswith("learner/") for name in uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(uninterrupted, tmp_path, number):
+    folder = tmp_path / "run"
+    with two_processes(tmp_path, str(folder), str(NUM_STEPS)) as (started, logs):
+        deadline = time.perf_counter() + 240
+        while newest_step(folder) < 20:
+            assert time.perf_counter() < deadline and all(p.poll() is None for p in started)
+            time.sleep(0.01)
+        started[1].send_signal(number)
+        codes = [p.wait(timeout=60) for p in started]
+    first, second = (log.read_text() for log in logs)
+    assert codes == [143, -signal.SIGINT if number == signal.SIGINT else 143], (first, second)
+    assert ("KeyboardInterrupt" in second) == (number == signal.SIGINT)
+    assert f"after meta-step {newest_step(folder)}. Its checkpoint is in" in first
+    assert not (folder / ".lock").exists()
+    train_to_the_end(tmp_path, folder)
+    assert last_arrays(folder) == uninterrupted
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ class _Windows(AbstractBatchIterator):
             for batch in batches:
                 if words := _tree.difference(batch, batches[0]):
                     raise ValueError(
-                        f"`iterator` must have batches of equal shapes, so that they can be stacked: in one, "
-                        f"{words}; use a `pipeline` with `repeat=True`, or a batch size that divides the number of examples."
+                        f"`iterator` must have batches of equal shapes, so that they can be stacked: in one, {words}; "
+                        "use `repeat=True`, or a batch size that divides the number of examples."
                     )
         except BaseException:
             self._iterator.restore(self._state)

@@ -1,5 +1,5 @@
 import abc
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -40,8 +40,12 @@ class Estimate(eqx.Module):
         - `signal`: the squared norm of the estimate minus its variance. The mean of `signal` over meta-steps divided by
             the mean of `variance` is the signal-to-noise ratio.
 
-    Raises `ValueError` if a diagnostic has the name of another column of the log, such as `loss` or `step`.
+    `Estimate.reserved` are the names of the other columns of the log, such as `loss` and `step`.
+
+    Raises `ValueError` if a diagnostic has a reserved name.
     """
+
+    reserved: ClassVar[frozenset[str]] = COLUMNS
 
     loss: Float[Array, ""]
     meta_loss: Float[Array, ""]
@@ -52,7 +56,7 @@ class Estimate(eqx.Module):
     diagnostics: dict[str, Float[Array, ""]]
 
     def __check_init__(self):
-        if taken := sorted(COLUMNS & set(self.diagnostics)):
+        if taken := sorted(self.reserved & set(self.diagnostics)):
             raise ValueError(
                 f"`diagnostics` must not have a `{taken[0]}`, which is another column of the log; rename it."
             )

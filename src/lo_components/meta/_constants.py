@@ -58,7 +58,7 @@ def _described(name: str, part: Any, digests: dict[int, str], within: tuple[int,
         return {"function": _name(node)}
 
     description, arrays, _ = _description.describe(part, before=_simplified, otherwise=by_name)
-    found = {key: str(value) for key, value in _description.constants(description, name)}
+    found = {key: _text(value, bool(within)) for key, value in _description.constants(description, name)}
     for place, array in arrays.items():
         found |= _of_array(_join(name, place), array, digests)
     for place, node in others.items():
@@ -66,6 +66,12 @@ def _described(name: str, part: Any, digests: dict[int, str], within: tuple[int,
             for variable, value in _variables(node).items():
                 found |= _described(_join(name, place, variable), value, digests, (*within, id(node)))
     return found
+
+
+def _text(value: Any, in_function: bool) -> str:
+    """A constant as text. Optax turns some whole numbers in its closures into floats when they are first used."""
+    whole = in_function and isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def _join(*names: str) -> str:

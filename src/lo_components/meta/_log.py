@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from ..estimators._base import COLUMNS
+from ..estimators import Estimate
 from ._processes import to_host
 from ._trainer import MetaMetrics, MetaState
 
@@ -96,7 +96,7 @@ def named_numbers(returned: Any, taken: Mapping[str, Any]) -> dict[str, float]:
         )
     found = {}
     for name, value in returned.items():
-        if name in COLUMNS or name in taken:
+        if name in Estimate.reserved or name in taken:
             raise ValueError(f"`callback` must not return `{name}`, which is another column of the log; rename it.")
         try:
             found[name] = float(np.asarray(value).reshape(()))

@@ -64,7 +64,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep all other processes from writing here until the block or this process ends, even if it is killed.
+        """A block in which no other process can write here, until it or this process ends, even if that is killed.
 
         Reading needs no lock. File systems without locks are not protected.
 

@@ -102,9 +102,10 @@ class HorizonSchedule(AbstractHorizon):
     horizons: tuple[AbstractHorizon, ...]
 
     def __init__(self, *stages: Any):
-        if not all(isinstance(stage, tuple | list) and len(stage) == 2 for stage in stages):
-            raise TypeError("Each of `stages` must be a pair `(windows, horizon)`, such as `(1000, 500)`.")
-        self.starts = tuple(whole(windows) for windows, _ in stages)
+        try:
+            self.starts = tuple(whole(windows) for windows, _ in stages)
+        except (TypeError, ValueError):
+            raise TypeError("Each of `stages` must be a pair `(windows, horizon)`, such as `(1000, 500)`.") from None
         self.horizons = tuple(as_horizon(horizon) for _, horizon in stages)
 
     def __check_init__(self):
