@@ -43,10 +43,9 @@ def scaled(factor: Any, x: Any) -> Array:
 def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
     """The scale of each leaf of `params`, in their structure, with every `Constant` replaced by its array.
 
-    Scales belong to leaves by their paths. Those of parts that `params` leaves out (`None`, or masked by optax) are not
-    used. A leaf of `params` may lie deeper by one key, as in Flax NNX, whose variables are nodes of their own.
+    Scales belong to leaves by their paths. Those of parts that `params` leaves out are not used.
 
-    Raises `ValueError` unless there is one number per leaf of `params`.
+    Raises `ValueError` unless there is a number for each leaf of `params`.
     """
     named = {}
     for path, scale in jax.tree_util.tree_leaves_with_path(scales, is_leaf=_is_constant):
@@ -54,7 +53,7 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
             raise ValueError(
                 "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
             )
-        scale, name = _learner.values(scale), path_name(path)
+        scale, name = _learner.values(scale), _name(path)
         if not isinstance(scale, float | int | Array) or jnp.ndim(scale):
             raise ValueError(
                 f"`scales` must hold a number for each leaf of `params`: at `{name}` got {brief(scale)}; for widths, "
@@ -63,24 +62,19 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
         named[name] = scale
 
     def scale(path: tuple, _: Any) -> Any:
-        for name in (path_name(path), path_name(path[:-1])):
-            if name in named:
-                return named.pop(name)
-        raise ValueError(
-            f"`scales` must hold a number for each leaf of `params`, but has none for `{path_name(path)}`; scale "
-            "before parts are renamed or joined, for instance outside of `optax.flatten`."
-        )
+        if _name(path) not in named:
+            raise ValueError(
+                f"`scales` must hold a number for each leaf of `params`, but has none for `{_name(path)}`; scale "
+                "before parts are renamed or joined, for instance outside of `optax.flatten`."
+            )
+        return named[_name(path)]
 
-    found = jax.tree_util.tree_map_with_path(scale, params)
-    left_out = {path_name(path) for path, x in _leaves_and_empty_nodes(params) if not jax.tree.leaves(x)}
-    unknown = [name for name in named if not any(f"{name}/".startswith(f"{empty}/") for empty in left_out)]
-    if unknown:
-        raise ValueError(f"`scales` holds a number for `{unknown[0]}`, which `params` does not have; remove it.")
-    return found
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def _leaves_and_empty_nodes(tree: PyTree) -> list[tuple[tuple, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
+def _name(path: tuple) -> str:
+    """The path of a leaf. Flax NNX hands over trees of variables, with a key more, and trees of their values."""
+    return path_name(path).removesuffix("/value")
 
 
 def _is_constant(x: Any) -> bool:

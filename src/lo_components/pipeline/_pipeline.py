@@ -27,9 +27,9 @@ class Pipeline(eqx.Module):
     Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^9$ count as $\pm 10^9$,
     lest their squares, or sums of these over the tensor, overflow; gradients that are not finite stay as they are.
     Scalars are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in
-    blocks of rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a model:
-    [`lo_components.optimizers.LearnedOptimizer`][] to gradients, [`lo_components.aggregators.LearnedAggregator`][] to
-    workers' deltas.
+    blocks of rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a
+    model: [`lo_components.optimizers.LearnedOptimizer`][] to gradients,
+    [`lo_components.aggregators.LearnedAggregator`][] to workers' deltas.
 
     ??? cite "Source"
         The decomposition common to Metz et al. (arXiv 2009.11243), small_fc_lopt and muLO (arXiv 2406.00153).
