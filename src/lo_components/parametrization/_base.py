@@ -1,12 +1,15 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._tree import path_name
 from .._types import Scales
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
@@ -65,6 +68,8 @@ class WidthSpec:
         fan-in itself. It is 1 if the fan-in does not grow.
     - `fan_out_mult`: the same for the fan-out.
     - `residual`: whether the array belongs to a residual branch.
+    - `bottleneck`: whether an array of role `"output"` is followed by further layers instead of being the readout, so
+        that it must not start at zero.
 
     Raises `ValueError` if a value is out of range, or if an array of another role than `"vector"` has no `fan_in`.
     """
@@ -75,6 +80,7 @@ class WidthSpec:
     fan_in_mult: float = 1.0
     fan_out_mult: float = 1.0
     residual: bool = False
+    bottleneck: bool = False
 
     def __post_init__(self):
         if self.role not in ("input", "hidden", "output", "vector"):
@@ -98,6 +104,7 @@ class WidthSpec:
         *,
         kernel_size: int = 1,
         residual: bool = False,
+        bottleneck: bool = False,
     ) -> "WidthSpec":
         """The declaration of a weight, whose role follows from which sides grow.
 
@@ -107,13 +114,14 @@ class WidthSpec:
         - `fan_in`, `fan_out`: the layer's inputs and outputs.
         - `kernel_size`: the number of positions in a convolution's kernel.
         - `residual`: whether the weight belongs to a residual branch.
+        - `bottleneck`: whether further layers follow if only the inputs grow.
         """
         if fan_in.wide:
             role = "hidden" if fan_out.wide else "output"
         else:
             role = "input" if fan_out.wide else "vector"
         multipliers = _multiplier(fan_in, kernel_size), _multiplier(fan_out, 1)
-        return cls(shape, role, fan_in.size * kernel_size, *multipliers, residual)
+        return cls(shape, role, fan_in.size * kernel_size, *multipliers, residual, bottleneck and role == "output")
 
     @classmethod
     def vector(cls, shape: tuple[int, ...], units: Axis, *, residual: bool = False) -> "WidthSpec":
@@ -142,13 +150,84 @@ def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
     - `widths`: from [`lo_components.parametrization.infer_widths`][] or [`lo_components.nn.declared_widths`][].
     - `arrays`: a model's floating-point arrays, or their shapes: `equinox.filter(model, equinox.is_inexact_array)`.
     """
-    shapes = [[x.shape for x in jax.tree.leaves(tree)] for tree in (widths, arrays)]
-    if shapes[0] != shapes[1] or jax.tree.structure(widths) != jax.tree.structure(arrays):
-        raise ValueError(
-            "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
-            "structure of `equinox.filter(model, equinox.is_inexact_array)`; call `infer_widths` with the model's own "
-            "width as `target`."
-        )
+    found, expected = (
+        {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (widths, arrays)
+    )
+    problem = ""
+    for path in [*expected, *(path for path in found if path not in expected)]:
+        if path not in found or path not in expected:
+            problem = f"`{path}` is only in " + ("the model" if path in expected else "`widths`")
+        elif not isinstance(found[path], WidthSpec):
+            problem = f"`{path}` is a value of type {type(found[path]).__name__}"
+        elif found[path].shape != np.shape(expected[path]):
+            problem = f"`{path}` has the shape {found[path].shape}, in the model {np.shape(expected[path])}"
+        if problem:
+            break
+    else:
+        if jax.tree.structure(widths) == jax.tree.structure(arrays):
+            return
+        problem = "their nodes differ"
+    raise ValueError(
+        "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
+        f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but {problem}; call `infer_widths` with the "
+        "model's own width as `target`."
+    )
+
+
+def check_zeros(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:
+    """Raise `ValueError` if both factors of a product in an attention start at zero, so that neither ever moves."""
+    zeros: dict[tuple[str, str], str] = {}
+    for path, spec in jax.tree_util.tree_leaves_with_path(widths):
+        name = path_name(path)
+        attention, kind = _attention(name)
+        if kind is not None and spec.role == "output" and not spec.bottleneck:
+            if isinstance(std := parametrization.init_std(spec), int | float) and std == 0:
+                zeros[attention, kind] = name
+    for (attention, kind), name in zeros.items():
+        other = zeros.get((attention, {"query": "key", "value": "out"}.get(kind, "")))
+        if other is not None:
+            raise ValueError(
+                f"`{name}` and `{other}` would both start at zero, and since they are multiplied neither would ever "
+                "move; declare them as 'bottleneck' instead of 'output' (in `infer_widths(..., roles=...)`, or by "
+                "`WidthSpec(..., bottleneck=True)`)."
+            )
+
+
+_PROJECTIONS = {
+    **dict.fromkeys(("query", "q"), "query"),
+    **dict.fromkeys(("key", "k"), "key"),
+    **dict.fromkeys(("value", "v"), "value"),
+    **dict.fromkeys(("out", "output", "o"), "out"),
+}
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path, without the `value` of a Flax NNX variable."""
+    parts = path.split("/")
+    return parts[:-1] if parts[-1] == "value" and parts[-2:-1] in (["kernel"], ["bias"], ["scale"]) else parts
+
+
+def leaf_name(path: str) -> str:
+    """The last name in an array's path."""
+    return _parts(path)[-1]
+
+
+def _attention(path: str) -> tuple[str, str | None]:
+    """The path of the attention that an array belongs to, and which projection it is, if its name says so."""
+    parts = _parts(path)
+    for end in (len(parts) - 1, len(parts) - 2):
+        kind = _PROJECTIONS.get(parts[end].removesuffix("_proj")) if end >= 0 else None
+        if kind is not None:
+            return "/".join(parts[:end]), kind
+    return "", None
+
+
+def inner_projections(paths: Iterable[str]) -> set[str]:
+    """The paths of arrays that compute the queries, keys or values of an attention, as their names say."""
+    found = {path: _attention(path) for path in paths}
+    attentions = {name for name, kind in found.values() if kind == "query"}
+    attentions &= {name for name, kind in found.values() if kind == "key"}
+    return {path for path, (name, kind) in found.items() if name in attentions and kind in ("query", "key", "value")}
 
 
 class AbstractParametrization(eqx.Module):
