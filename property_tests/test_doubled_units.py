@@ -242,7 +242,8 @@ class Declared(eqx.Module):
         a, g = self.arrays, self.arrays["grouped"]
         x = x.reshape(4, 4) @ a["embed"]
         q, k, v = (
-            jnp.einsum("td,dhe->the", x, a[name]["kernel"]) + a[name]["bias"][None] for name in ("query", "key", "value")
+            jnp.einsum("td,dhe->the", x, a[name]["kernel"]) + a[name]["bias"][None]
+            for name in ("query", "key", "value")
         )
         weights = jax.nn.softmax(jnp.einsum("the,she->hts", q, k) / 2)
         x = x + jnp.einsum("hts,she,hed->td", weights, v, a["out"]["kernel"]) + a["out"]["bias"][None]

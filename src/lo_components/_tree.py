@@ -49,12 +49,51 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
             "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
         )
     scales = _learner.values(scales)
-    got, expected = jax.tree.structure(scales), jax.tree.structure(params)
-    if got != expected:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(scales):
+        if not eqx.is_array_like(leaf):
+            raise ValueError(
+                f"`scales` must have one float per leaf of `params`, but has a value of type {type(leaf).__name__} at "
+                f"`{path_name(path)}`; scales come from `parametrization.update_scales(widths, rule)`."
+            )
+    if problem := difference(scales, params):
         raise ValueError(
-            f"`scales` must have one float per leaf of `params`, in the same structure: got {got}, expected {expected}."
+            f"`scales` must have one float per leaf of `params`, in the same structure, but {problem}; compute them "
+            "with `parametrization.update_scales(widths, rule)` for this model."
         )
     return scales
+
+
+def difference(got: PyTree, expected: PyTree) -> str | None:
+    """How the structure of one tree differs from another one's, in a few words; `None` if it does not."""
+    if jax.tree.structure(got) == jax.tree.structure(expected):
+        return None
+    here, there = (
+        [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)] for tree in (got, expected)
+    )
+    for path in there:
+        if path not in here:
+            return f"`{path}` is missing"
+    for path in here:
+        if path not in there:
+            return f"there is no `{path}`"
+    return f"it is a {type(got).__name__} with other nodes or static fields"
+
+
+def check_build(build: Any, example: str) -> None:
+    """Raise `TypeError` unless `build` is a function, rather than a model that was built already."""
+    is_model = isinstance(build, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(build)))
+    if is_model or not callable(build):
+        what = "a model" if is_model else f"a value of type {type(build).__name__}"
+        raise TypeError(f"`build` must be a function that returns a model, such as `{example}`, but it is {what}.")
+
+
+def check_has_arrays(arrays: PyTree, model: Any) -> None:
+    """Raise `ValueError` if there is no array in what `build` returned."""
+    if not jax.tree.leaves(arrays):
+        raise ValueError(
+            f"`build` returns a value of type {type(model).__name__} without any floating-point array; it must return "
+            "the model, or a pytree of its arrays."
+        )
 
 
 def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:

@@ -120,8 +120,8 @@ class Linear(AbstractWeightLayer):
         - `parametrization`: gives initialization and multiplier.
         - `use_bias`: whether there is a bias.
         - `residual`: whether the layer belongs to a residual branch.
-        - `bottleneck`: whether other layers follow although the outputs do not grow; otherwise such a layer is a readout,
-            which starts at zero under muP.
+        - `bottleneck`: whether other layers follow although the outputs do not grow. Otherwise such a layer is a
+            readout, which starts at zero under muP.
         - `key`: for the initial values.
         """
         fan_in, self.out = as_axis(fan_in), as_axis(fan_out)

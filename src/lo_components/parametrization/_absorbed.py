@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._types import typechecked
-from ._base import AbstractParametrization, Axis, WidthSpec, check_widths, check_zeros
+from ._base import AbstractParametrization, Axis, WidthSpec, check_widths
 from ._mup import MuP
 from ._rule import UpdateRule
 
@@ -75,8 +75,7 @@ def reinitialize(
     attention would both start at zero.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    check_widths(widths, params)
-    check_zeros(widths, parametrization)
+    check_widths(widths, params, parametrization)
     leaves, treedef = jax.tree.flatten(params)
 
     def sample(leaf, spec: WidthSpec, key):
@@ -89,7 +88,9 @@ def reinitialize(
     sampled = [sample(x, s, k) for x, s, k in zip(leaves, jax.tree.leaves(widths), keys, strict=False)]
     sampled = eqx.combine(treedef.unflatten(sampled), static)
     is_normed = lambda node: isinstance(node, eqx.nn.WeightNorm)  # noqa: E731
-    return jax.tree.map(lambda new, old: _with_norms(new, old) if is_normed(new) else new, sampled, model, is_leaf=is_normed)
+    return jax.tree.map(
+        lambda new, old: _with_norms(new, old) if is_normed(new) else new, sampled, model, is_leaf=is_normed
+    )
 
 
 def _with_norms(new: eqx.nn.WeightNorm, old: eqx.nn.WeightNorm) -> eqx.nn.WeightNorm:

@@ -8,7 +8,7 @@ from typing import Any
 
 import equinox as eqx
 
-from ._base import Axis, WidthSpec, leaf_name
+from ._base import Axis, WidthSpec, path_parts
 
 Axes = tuple[str, ...]
 AXES = ("stack", "in", "out", "kernel")
@@ -31,6 +31,10 @@ def _layout_of(owner: Any) -> str | None:
     return layout if layout in ("out_in", "in_out") else None
 
 
+def indices(axes: Axes, word: str) -> list[int]:
+    return [i for i, other in enumerate(axes) if other == word]
+
+
 class ByPath:
     """Values given by the user, by path pattern."""
 
@@ -40,7 +44,9 @@ class ByPath:
         self.unused = set(values)
 
     def __call__(self, path: str) -> str | None:
-        found = [pattern for pattern in self.values if fnmatch.fnmatchcase(path, pattern)]
+        # With the leading slash, "*/out" matches an array "out" at the root as well.
+        names = [f"{slash}{name}" for name in {path, "/".join(path_parts(path))} for slash in ("", "/")]
+        found = [pattern for pattern in self.values if any(fnmatch.fnmatchcase(name, pattern) for name in names)]
         self.unused -= set(found)
         if len({self.values[pattern] for pattern in found}) > 1:
             values = ", ".join(f"{pattern!r}: {self.values[pattern]!r}" for pattern in found[:3])
@@ -97,9 +103,9 @@ class Sizes:
         stack = " ".join(["stack", *["stack"] * (len(self.target) - 3), "..."])
         example = " ".join(["kernel"] * (len(self.target) - 2) + ["in", "out"])
         return ValueError(
-            f"`{self.path}`, of shape {self.target}, has axes that may be stacked layers, a convolution's kernel or heads; "
-            f"declare what each axis holds, such as `axes={{{self.path!r}: {stack!r}}}` for stacked layers or {example!r} "
-            "for a convolution."
+            f"`{self.path}`, of shape {self.target}, has axes that may be stacked layers, a convolution's kernel or "
+            f"heads; declare what each axis holds, such as `axes={{{self.path!r}: {stack!r}}}` for stacked layers or "
+            f"{example!r} for a convolution."
         )
 
 
@@ -148,9 +154,9 @@ class DeclaredAxes:
 
 
 def by_layout(array: Sizes, rest: list[int], owner: Any, layout: str) -> Axes | None:
-    """What the axes with these indices hold; `None` for arrays without a fan-in. Raises `ValueError` if that is open."""
+    """What axes with these indices hold, `None` for arrays without a fan-in. Raises `ValueError` if that is open."""
     ndim = len(rest)
-    if isinstance(owner, (*_NORMS, *NORMED, eqx.nn.PReLU)) or ndim < 2 or _is_vector(leaf_name(array.path)):
+    if isinstance(owner, (*_NORMS, *NORMED, eqx.nn.PReLU)) or ndim < 2 or _is_vector(path_parts(array.path)[-1]):
         return None
     if isinstance(owner, _OUT_FIRST):
         return _stacked(ndim, "out", "in")
@@ -185,9 +191,9 @@ def complete(array: Sizes, axes: Axes, owner: Any, layout: str) -> Axes | None:
         growing = [i for i in rest if array.wide[i]]
         if owner is None and len(rest) > 1 and (len(growing) > 1 or (array.absolute and growing)):
             raise ValueError(
-                f"`{array.path}`, of shape {array.target}, has axes that may be heads or stacked layers; declare what each "
-                f"axis holds, such as `axes={{{array.path!r}: {' '.join(['out'] * len(rest))!r}}}` for heads or 'stack "
-                "...' for stacked layers."
+                f"`{array.path}`, of shape {array.target}, has axes that may be heads or stacked layers; declare what "
+                f"each axis holds, such as `axes={{{array.path!r}: {' '.join(['out'] * len(rest))!r}}}` for heads or "
+                "'stack ...' for stacked layers."
             )
         words = ("out",) if len(rest) == 1 else None
     if words is None and rest:
@@ -197,16 +203,15 @@ def complete(array: Sizes, axes: Axes, owner: Any, layout: str) -> Axes | None:
 
 def declare(array: Sizes, axes: Axes | None, role: str | None) -> WidthSpec:
     """The declaration of an array whose axes are known; `None` for biases and normalization scales."""
-    inputs, outputs, kernel = (
-        [i for i, word in enumerate(axes or ()) if word == name] for name in ("in", "out", "kernel")
-    )
+    inputs, outputs, kernel = (indices(axes or (), word) for word in ("in", "out", "kernel"))
     if not inputs and not kernel and role not in (None, "vector"):
         raise ValueError(
-            f"`roles` gives `{array.path}`, of shape {array.target}, the role {role!r}, but it has no fan-in; declare its "
-            f"axes, such as `axes={{{array.path!r}: {' '.join(['in', 'out'][: len(array.target)])!r}}}`."
+            f"`roles` gives `{array.path}`, of shape {array.target}, the role {role!r}, but it has no fan-in; declare "
+            f"its axes, such as `axes={{{array.path!r}: {' '.join(['in', 'out'][: len(array.target)])!r}}}`."
         )
     if role == "vector" or (not inputs and not kernel):
-        growing = [i for i, wide in enumerate(array.wide) if wide and (axes is None or axes[i] != "stack")]
+        stacked = indices(axes or (), "stack")
+        growing = [i for i, wide in enumerate(array.wide) if wide and i not in stacked]
         if not outputs:
             _check_rates(array, [[i] for i in growing], role)
         return WidthSpec.vector(array.target, array.units(outputs or growing[-1:]))

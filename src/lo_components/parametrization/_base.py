@@ -2,14 +2,14 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._tree import path_name
+from .. import _tree
 from .._types import Scales
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
@@ -142,55 +142,56 @@ def _multiplier(axis: Axis, kernel_size: int) -> float:
     return float(axis.size * kernel_size) if axis.base is None else axis.size / axis.base
 
 
-def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
+def check_widths(
+    widths: PyTree[WidthSpec], arrays: PyTree, parametrization: "AbstractParametrization | None" = None
+) -> None:
     """Raise `ValueError` unless `widths` declares exactly the given arrays.
 
     **Arguments:**
 
     - `widths`: from [`lo_components.parametrization.infer_widths`][] or [`lo_components.nn.declared_widths`][].
     - `arrays`: a model's floating-point arrays, or their shapes: `equinox.filter(model, equinox.is_inexact_array)`.
+    - `parametrization`: if given, it is also an error if two arrays that an attention multiplies (query and key, or
+        value and output) would both start at zero, since neither would ever move.
     """
-    found, expected = (
-        {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (widths, arrays)
-    )
-    problem = ""
-    for path in [*expected, *(path for path in found if path not in expected)]:
-        if path not in found or path not in expected:
-            problem = f"`{path}` is only in " + ("the model" if path in expected else "`widths`")
-        elif not isinstance(found[path], WidthSpec):
-            problem = f"`{path}` is a value of type {type(found[path]).__name__}"
-        elif found[path].shape != np.shape(expected[path]):
-            problem = f"`{path}` has the shape {found[path].shape}, in the model {np.shape(expected[path])}"
-        if problem:
+    expected, problem = dict(_with_names(arrays)), None
+    for path, spec in _with_names(widths):
+        if not isinstance(spec, WidthSpec):
+            problem = f"`{path}` is a value of type {type(spec).__name__}"
+        elif path in expected and spec.shape != np.shape(expected[path]):
+            problem = f"`{path}` has the shape {spec.shape} there and {np.shape(expected[path])} in the model"
+        if problem is not None:
             break
-    else:
-        if jax.tree.structure(widths) == jax.tree.structure(arrays):
-            return
-        problem = "their nodes differ"
-    raise ValueError(
-        "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
-        f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but {problem}; call `infer_widths` with the "
-        "model's own width as `target`."
-    )
+    problem = problem or _tree.difference(widths, arrays)
+    if problem is not None:
+        raise ValueError(
+            "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
+            f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but {problem}; call `infer_widths` with "
+            "the model's own width as `target`."
+        )
+    if parametrization is not None:
+        _check_zeros(widths, parametrization)
 
 
-def check_zeros(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:
+def _with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    return [(_tree.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _check_zeros(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:
     """Raise `ValueError` if both factors of a product in an attention start at zero, so that neither ever moves."""
-    zeros: dict[tuple[str, str], str] = {}
-    for path, spec in jax.tree_util.tree_leaves_with_path(widths):
-        name = path_name(path)
-        attention, kind = _attention(name)
-        if kind is not None and spec.role == "output" and not spec.bottleneck:
-            if isinstance(std := parametrization.init_std(spec), int | float) and std == 0:
-                zeros[attention, kind] = name
-    for (attention, kind), name in zeros.items():
-        other = zeros.get((attention, {"query": "key", "value": "out"}.get(kind, "")))
-        if other is not None:
-            raise ValueError(
-                f"`{name}` and `{other}` would both start at zero, and since they are multiplied neither would ever "
-                "move; declare them as 'bottleneck' instead of 'output' (in `infer_widths(..., roles=...)`, or by "
-                "`WidthSpec(..., bottleneck=True)`)."
-            )
+    zeros = []
+    for path, spec in _with_names(widths):
+        std = parametrization.init_std(spec) if spec.role == "output" else 1.0
+        if isinstance(std, int | float) and std == 0:
+            zeros.append(path)
+    for attention in _attentions(zeros).values():
+        for first, second in (("query", "key"), ("value", "out")):
+            if first in attention and second in attention:
+                raise ValueError(
+                    f"`{attention[first]}` and `{attention[second]}` would both start at zero, and since they are "
+                    "multiplied neither would ever move; declare them as 'bottleneck' instead of 'output' (in "
+                    "`infer_widths(..., roles=...)`, or by `WidthSpec(..., bottleneck=True)`)."
+                )
 
 
 _PROJECTIONS = {
@@ -201,33 +202,29 @@ _PROJECTIONS = {
 }
 
 
-def _parts(path: str) -> list[str]:
-    """The names in a path, without the `value` of a Flax NNX variable."""
+def path_parts(path: str) -> list[str]:
+    """The names in an array's path, without the `value` of a Flax NNX variable."""
     parts = path.split("/")
-    return parts[:-1] if parts[-1] == "value" and parts[-2:-1] in (["kernel"], ["bias"], ["scale"]) else parts
+    is_variable = parts[-1] == "value" and parts[-2:-1] in (["kernel"], ["bias"], ["scale"], ["embedding"])
+    return parts[:-1] if is_variable else parts
 
 
-def leaf_name(path: str) -> str:
-    """The last name in an array's path."""
-    return _parts(path)[-1]
-
-
-def _attention(path: str) -> tuple[str, str | None]:
-    """The path of the attention that an array belongs to, and which projection it is, if its name says so."""
-    parts = _parts(path)
-    for end in (len(parts) - 1, len(parts) - 2):
-        kind = _PROJECTIONS.get(parts[end].removesuffix("_proj")) if end >= 0 else None
-        if kind is not None:
-            return "/".join(parts[:end]), kind
-    return "", None
+def _attentions(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The arrays that compute the queries, keys, values and outputs of each attention, as their names say."""
+    found: dict[str, dict[str, str]] = {}
+    for path in paths:
+        parts = path_parts(path)
+        for end in range(len(parts) - 1, max(-1, len(parts) - 3), -1):
+            if kind := _PROJECTIONS.get(parts[end].removesuffix("_proj")):
+                found.setdefault("/".join(parts[:end]), {})[kind] = path
+                break
+    return found
 
 
 def inner_projections(paths: Iterable[str]) -> set[str]:
-    """The paths of arrays that compute the queries, keys or values of an attention, as their names say."""
-    found = {path: _attention(path) for path in paths}
-    attentions = {name for name, kind in found.values() if kind == "query"}
-    attentions &= {name for name, kind in found.values() if kind == "key"}
-    return {path for path, (name, kind) in found.items() if name in attentions and kind in ("query", "key", "value")}
+    """The weights that compute the queries, keys or values of an attention, as their names say."""
+    attentions = [a for a in _attentions(paths).values() if {"query", "key"} <= a.keys()]
+    return {attention[kind] for attention in attentions for kind in ("query", "key", "value") if kind in attention}
 
 
 class AbstractParametrization(eqx.Module):

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._tree import path_name
+from .._tree import check_build, check_has_arrays, path_name
 from .._types import typechecked
-from ._axes import NORMED, ROLES, Axes, ByPath, DeclaredAxes, Sizes, complete, declare, is_known_layer
+from ._axes import NORMED, ROLES, Axes, ByPath, DeclaredAxes, Sizes, complete, declare, indices, is_known_layer
 from ._base import WidthSpec, inner_projections
 
 
@@ -38,9 +38,9 @@ def infer_widths(
     the first axis stacks layers. Elsewhere, shapes do not tell a stack of layers from the kernel of a convolution or
     from the heads of an attention, so arrays of rank 3 and more must be declared.
 
-    An `"output"` array that is followed by further layers, such as the keys of an attention with a fixed number of heads,
-    is a bottleneck, and does not start at zero. If several arrays could be the readout, all are declared as bottlenecks.
-    A warning names them.
+    An `"output"` array that is followed by further layers, such as the keys of an attention with a fixed number of
+    heads, is a bottleneck, and does not start at zero. If several arrays could be the readout, all are declared as
+    bottlenecks. A warning names them.
 
     **Arguments:**
 
@@ -53,7 +53,7 @@ def infer_widths(
     - `axes`: what each axis holds, by path: `"in"`, `"out"`, `"kernel"` (positions of a convolution) or `"stack"`
         (layers). `{"*query/kernel": "in out out"}` declares a kernel `[width, heads, head]`, and `{"layers/*": "stack
         ..."}` arrays whose first axis stacks layers, and whose other axes are declared by another entry or by `layout`.
-        In paths, `*` matches any characters.
+        In paths, `*` matches any characters, so that `*/kernel` matches at any depth.
     - `roles`: overrides by path, such as `{"readout/weight": "output"}`: `"input"`, `"hidden"`, `"output"` (the
         readout), `"bottleneck"` (an output array that is not the readout) or `"vector"`.
     - `absolute`: whether multipliers are the fan-in and fan-out themselves (the papers' convention); then `base` only
@@ -75,7 +75,9 @@ def infer_widths(
     axes_of, role_of = DeclaredAxes(axes or {}), ByPath("roles", roles or {})
     for path, role in role_of.values.items():
         if role not in ROLES:
-            raise ValueError(f"`roles` gives `{path}` the role {role!r}; expected one of {', '.join(map(repr, ROLES))}.")
+            raise ValueError(
+                f"`roles` gives `{path}` the role {role!r}; expected one of {', '.join(map(repr, ROLES))}."
+            )
     models = [_Shapes(build, size) for size in (base, delta, target)]
     arrays = _arrays(models, absolute)
     model, stacks = models[2], _haiku_stacks(arrays)
@@ -89,13 +91,10 @@ def infer_widths(
             )
         found, by_user = axes_of(array, stacks.get(path, 0))
         if by_user:
-            stacked |= {(i, array.target[i]): path for i, word in enumerate(found) if word == "stack"}
-        elif not by_user and owner is None and path not in stacks:
+            stacked |= {(i, array.target[i]): path for i in indices(found, "stack")}
+        elif owner is None and path not in stacks:
             by_layout.append(path)
-        if role != "vector" or by_user:
-            found = complete(array, found, owner, layout)
-        elif role == "vector":
-            found = None
+        found = complete(array, found, owner, layout) if role != "vector" or by_user else None
         if role is not None and not by_user:
             found = _turned(array, found, role)
         specs[path] = declare(array, found, role)
@@ -105,28 +104,11 @@ def infer_widths(
         fixed = [(i, arrays[path].target[i]) for i, wide in enumerate(arrays[path].wide) if not wide]
         if specs[path].fan_in is not None and (others := [stacked[axis] for axis in fixed if axis in stacked]):
             raise ValueError(
-                f"`{path}`, of shape {arrays[path].target}, may be stacked like `{others[0]}`; declare its axes as well, "
-                f"as `axes={{{path!r}: 'stack ...'}}` if it is, and as 'in out' or 'out in' if not."
+                f"`{path}`, of shape {arrays[path].target}, may be stacked like `{others[0]}`; declare its axes as "
+                f"well, as `axes={{{path!r}: 'stack ...'}}` if it is, and as 'in out' or 'out in' if not."
             )
     model.check_normed_weights(specs)
     return model.replace(_with_bottlenecks(specs, role_of))
-
-
-def check_build(build: Any, example: str) -> None:
-    """Raise `TypeError` unless `build` is a function, rather than a model."""
-    is_model = isinstance(build, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(build)))
-    if is_model or not callable(build):
-        what = "a model" if is_model else f"a value of type {type(build).__name__}"
-        raise TypeError(f"`build` must be a function that returns a model, such as `{example}`, but it is {what}.")
-
-
-def check_has_arrays(arrays: PyTree, model: Any) -> None:
-    """Raise `ValueError` if there is no array."""
-    if not jax.tree.leaves(arrays):
-        raise ValueError(
-            f"`build` returns a value of type {type(model).__name__} without any floating-point array; it must return the "
-            "model, or a pytree of its arrays."
-        )
 
 
 def _arrays(models: list["_Shapes"], absolute: bool) -> dict[str, Sizes]:
@@ -136,12 +118,14 @@ def _arrays(models: list["_Shapes"], absolute: bool) -> dict[str, Sizes]:
         if different := sorted(model.arrays.keys() ^ paths):
             others = f" (and {len(different) - 1} more)" if different[1:] else ""
             raise ValueError(
-                f"`build` returns different arrays at `{name}` and at `target`: `{different[0]}`{others} is not in both."
+                f"`build` returns different arrays at `{name}` and at `target`: `{different[0]}`{others} is not in "
+                "both."
             )
-    arrays = {path: Sizes(path, *(model.arrays[path] for model in models), absolute) for path in paths}
+    at_base, at_delta, at_target = (model.arrays for model in models)
+    arrays = {path: Sizes(path, at_base[path], at_delta[path], at_target[path], absolute) for path in paths}
     for array in arrays.values():
         array.check()
-    if models[0].arrays == models[1].arrays:
+    if at_base == at_delta:
         raise ValueError(
             "`build` returns arrays of the same shapes at `base` and at `delta`, so nothing grows; it must use its "
             "argument as the model's width, as in `lambda width: eqx.nn.MLP(64, 10, width, 2, key=key)`."
@@ -179,7 +163,8 @@ def _with_bottlenecks(specs: dict[str, WidthSpec], role_of: ByPath) -> dict[str,
     """The declarations with all but the readout, if it is known, declared as bottlenecks. Warns if there are any."""
     outputs = [path for path, spec in specs.items() if spec.role == "output"]
     undeclared = [path for path in outputs if role_of(path) is None]
-    within = inner_projections(specs) & set(undeclared)
+    weights = [path for path, spec in specs.items() if spec.fan_in is not None]
+    within = inner_projections(weights) & set(undeclared)
     if len(undeclared) - len(within) > 1 or any(role_of(path) == "output" for path in outputs):
         within = set(undeclared)
     if not within:
@@ -187,8 +172,8 @@ def _with_bottlenecks(specs: dict[str, WidthSpec], role_of: ByPath) -> dict[str,
     patterns = sorted({"/".join("*" if part.isdigit() else part for part in path.split("/")) for path in within})
     names = ", ".join(f"`{pattern}`" for pattern in patterns[:6]) + (", ..." if patterns[6:] else "")
     warnings.warn(
-        f"{names}: the inputs grow and the outputs do not, as in a readout. To be safe they do not start at zero. Declare "
-        "the readout as 'output' and the others as 'bottleneck' in `roles`.",
+        f"{names}: the inputs grow and the outputs do not, as in a readout. To be safe they do not start at zero. "
+        "Declare the readout as 'output' and the others as 'bottleneck' in `roles`.",
         stacklevel=2,
     )
     return {
@@ -240,19 +225,17 @@ class _Shapes:
     def check_normed_weights(self, specs: dict[str, WidthSpec]) -> None:
         """Raise `ValueError` if a weight is divided by its norm and has a role in which this does not work."""
         for path, spec in specs.items():
-            node = self.normed.get(path)
-            tail = "/".join(path.split("/")[-2:])
-            if node is None and spec.role == "output" and any(p.endswith(f"/{tail}/scale") for p in specs):
-                node = "flax"
-            if node is None:
+            node, flax_scale = self.normed.get(path), f"/{'/'.join(path.split('/')[-2:])}/scale"
+            if node is None and not any(other.endswith(flax_scale) for other in specs):
                 continue
-            kind = "SpectralNorm" if isinstance(node, eqx.nn.SpectralNorm) else "WeightNorm"
+            is_spectral = isinstance(node, eqx.nn.SpectralNorm)
+            kind = "SpectralNorm" if is_spectral else "WeightNorm"
             if getattr(node, "axis", 0) != 0:
                 raise ValueError(
-                    f"`{path}` is normalized by a `WeightNorm` along another axis than its outputs, for which muP has no "
-                    "scales; use `axis=0`."
+                    f"`{path}` is normalized by a `WeightNorm` along another axis than its outputs, for which muP has "
+                    "no scales; use `axis=0`."
                 )
-            if spec.role == "output" or (spec.role == "input" and kind == "SpectralNorm"):
+            if spec.role == "output" or (spec.role == "input" and is_spectral):
                 raise ValueError(
                     f"`{path}`, of role {spec.role!r}, is normalized by a `{kind}`, so its size is not that of its "
                     f"initial values, as muP requires; use the layer without `{kind}` there."
