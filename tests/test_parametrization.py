@@ -334,17 +334,17 @@ ERRORS = {
     "widths of another width": (
         ValueError,
         lambda: reinitialize(language_model(32), infer_widths(language_model, 16, 32, 64), ABSORBED, key=KEY),
-        "`embedding/weight` has the shape .64, 64. there and .64, 32. in the model",
+        "it has the shape .64, 64. at `embedding/weight` instead of .64, 32.",
     ),
     "widths of another model": (
         ValueError,
         lambda: reinitialize(language_model(32), {"w": WIDTHS["hidden"]}, ABSORBED, key=KEY),
-        "`embedding/weight` is missing",
+        "it lacks `embedding/weight`",
     ),
     "a model that is not filtered": (
         ValueError,
         lambda: check_widths(infer_widths(language_model, 16, 32, 64), language_model(64)),
-        "`embedding/multiplier` is missing; call `infer_widths`",
+        "it lacks `embedding/multiplier` and .* more; call `infer_widths`",
     ),
     "a task of a model": (
         TypeError,
@@ -359,9 +359,9 @@ ERRORS = {
     "widths as scales": (
         ValueError,
         lambda: scaled(infer_widths(language_model, 16, 32, 64)),
-        "a value of type WidthSpec at `embedding/weight`; scales come from `parametrization.update_scales",
+        "at `embedding/weight` got WidthSpec.*`parametrization.update_scales",
     ),
-    "scales of another model": (ValueError, lambda: scaled({"w": 1.0}), "`embedding/weight` is missing"),
+    "scales of another model": (ValueError, lambda: scaled({"w": 1.0}), "none for `embedding/weight`"),
 }
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .. import _tree
-from .._types import Scales
+from .._tree import structure_difference
+from .._types import Scales, brief, path_name
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
 Role = Literal["input", "hidden", "output", "vector"]
@@ -154,27 +154,27 @@ def check_widths(
     - `parametrization`: if given, it is also an error if two arrays that an attention multiplies (query and key, or
         value and output) would both start at zero, since neither would ever move.
     """
-    expected, problem = dict(_with_names(arrays)), None
+    expected, problem = dict(_with_names(arrays)), ""
     for path, spec in _with_names(widths):
         if not isinstance(spec, WidthSpec):
-            problem = f"`{path}` is a value of type {type(spec).__name__}"
+            problem = f"has {brief(spec)} at `{path}`"
         elif path in expected and spec.shape != np.shape(expected[path]):
-            problem = f"`{path}` has the shape {spec.shape} there and {np.shape(expected[path])} in the model"
-        if problem is not None:
+            problem = f"has the shape {spec.shape} at `{path}` instead of {np.shape(expected[path])}"
+        if problem:
             break
-    problem = problem or _tree.difference(widths, arrays)
-    if problem is not None:
+    problem = problem or structure_difference(widths, arrays)
+    if problem:
         raise ValueError(
             "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
-            f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but {problem}; call `infer_widths` with "
-            "the model's own width as `target`."
+            f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but it {problem}; call `infer_widths` "
+            "with the model's own width as `target`."
         )
     if parametrization is not None:
         _check_zeros(widths, parametrization)
 
 
 def _with_names(tree: PyTree) -> list[tuple[str, Any]]:
-    return [(_tree.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _check_zeros(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:

@@ -30,19 +30,19 @@ def are_pointwise(features: AbstractFeature, accumulators: tuple[AbstractAccumul
         return rng.normal(size=shape).astype(np.float32)
 
     def concrete(x):
-        return sampled(*x.shape).astype(x.dtype) * np.asarray(0.1, x.dtype) if isinstance(x, Tracer) else x
+        return jnp.asarray(0.1 * sampled(*x.shape), x.dtype) if isinstance(x, Tracer) else x
 
-    small = TensorView(
-        param=sampled(*shape),
-        grad=sampled(*shape),
-        stats=(),
-        step=np.asarray(3, np.int32),
-        num_steps=None if view.num_steps is None else np.asarray(100, np.int32),
-        loss=None if view.loss is None else np.asarray(1.0, np.float32),
-        deltas=None if view.deltas is None else sampled(len(view.deltas), *shape),
-    )
     try:
         with jax.ensure_compile_time_eval():
+            small = TensorView(
+                param=jnp.asarray(sampled(*shape)),
+                grad=jnp.asarray(sampled(*shape)),
+                stats=(),
+                step=jnp.asarray(3, jnp.int32),
+                num_steps=None if view.num_steps is None else jnp.asarray(100, jnp.int32),
+                loss=None if view.loss is None else jnp.asarray(1.0, jnp.float32),
+                deltas=None if view.deltas is None else jnp.asarray(sampled(len(view.deltas), *shape)),
+            )
             whole, rows = jax.tree.map(np.asarray, _tried(*jax.tree.map(concrete, (features, accumulators)), small))
     except Exception:  # a part of the user's may fail in any way on a tensor of this shape
         return False
