@@ -22,6 +22,7 @@ TX = loc.optimizers.as_optax(OPTIMIZER)
 STATE = TX.init(PARAMS)
 FIRST = lambda tree: jax.tree.leaves(tree)[0]  # noqa: E731
 
+QUADRATIC = loc.tasks.Quadratic({"w": jnp.ones(3)})
 PAIR = {"w": jnp.ones(3), "b": jnp.ones(3)}
 
 
@@ -82,6 +83,9 @@ MISTAKES = {
     "an aggregator in a gradient step": lambda: loc.unroll.GradientStep().init(loc.aggregators.Mean(), PARAMS),
     "something else as an outer optimizer": lambda: loc.aggregators.OuterOptimizer(loc.aggregators.Mean()),
     "an optimizer as aggregator": lambda: loc.aggregators.Screened(OPTIMIZER),
+    "a seed instead of a key": lambda: loc.meta.evaluate(optax.sgd(0.1), QUADRATIC, num_steps=2, key=0),
+    "a number of steps that is not whole": lambda: loc.meta.evaluate(optax.sgd(0.1), QUADRATIC, num_steps=2.5, key=KEY),
+    "the task and the learner exchanged": lambda: loc.meta.evaluate(QUADRATIC, OPTIMIZER, num_steps=2, key=KEY),
     "deltas without workers": lambda: loc.aggregators.Mean().aggregate(
         PARAMS, loc.aggregators.Mean().init(PARAMS), PARAMS
     ),

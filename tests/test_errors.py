@@ -38,6 +38,9 @@ EXPECTED = {
     "an aggregator in a gradient step": ("`learner`", "LocalRound"),
     "something else as an outer optimizer": ("`optimizer`",),
     "an optimizer as aggregator": ("`aggregator`",),
+    "a seed instead of a key": ("`key`", "jax.random.key(0)"),
+    "a number of steps that is not whole": ("`num_steps`", "int", "2.5"),
+    "the task and the learner exchanged": ("`learner`", "`"),
     "deltas without workers": ("`deltas`", "workers"),
 }
 

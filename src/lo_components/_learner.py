@@ -54,7 +54,7 @@ def is_theta_alone(learner: Any) -> bool:
 def _lacks_fields(node: Any) -> bool:
     if not isinstance(node, eqx.Module):
         return isinstance(node, tuple) and any(map(_lacks_fields, node))
-    fields = [(f.type, getattr(node, f.name, None)) for f in dataclasses.fields(node)]
+    fields: list[tuple[Any, Any]] = [(f.type, getattr(node, f.name, None)) for f in dataclasses.fields(node)]
     return any(
         _lacks_fields(value) if value is not None else kind is not Any and not is_bearable(None, kind)
         for kind, value in fields

@@ -96,6 +96,23 @@ def structure_difference(got: PyTree, expected: PyTree) -> str:
     )
 
 
+def check_build(build: Any, example: str) -> None:
+    """Raise `TypeError` unless `build` is a function, rather than a model that was built already."""
+    is_model = isinstance(build, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(build)))
+    if is_model or not callable(build):
+        what = "a model" if is_model else f"a value of type {type(build).__name__}"
+        raise TypeError(f"`build` must be a function that returns a model, such as `{example}`, but it is {what}.")
+
+
+def check_has_arrays(arrays: PyTree, model: Any) -> None:
+    """Raise `ValueError` if there is no array in what `build` returned."""
+    if not jax.tree.leaves(arrays):
+        raise ValueError(
+            f"`build` returns a value of type {type(model).__name__} without any floating-point array; it must return "
+            "the model, or a pytree of its arrays."
+        )
+
+
 def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
     """Raise `ValueError` unless `state` has the structure, shapes and dtypes of `init(params)`."""
     rule = "`state` must come from `init` with parameters like these, or from the previous step"

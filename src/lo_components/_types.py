@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from beartype import beartype
-from jaxtyping import Array, Float, PyTree, TypeCheckError, jaxtyped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, TypeCheckError, jaxtyped
 
 # Public functions accept NumPy arrays as well as JAX arrays.
 FloatArray = Float[Array | np.ndarray, "?*leaf"]
@@ -46,8 +46,7 @@ def _reason(message: str, signature: inspect.Signature, args: tuple, kwargs: dic
     value = signature.bind(*args, **kwargs).arguments[name]
     annotation = signature.parameters[name].annotation
     if annotation is not Params:
-        words = getattr(annotation, "__name__", None) or str(annotation)
-        return f"`{name}` must be {brief(words.removeprefix('lo_components.'), 150)}, got {brief(value)}"
+        return f"`{name}` must be {_words(annotation)}, got {brief(value)}"
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not (isinstance(leaf, Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)):
             at = f" at `{path_name(path)}`" if path else ""
@@ -56,6 +55,12 @@ def _reason(message: str, signature: inspect.Signature, args: tuple, kwargs: dic
                 "for instance by `eqx.filter(model, eqx.is_inexact_array)`"
             )
     return f"`{name}` does not have the structure and the shapes of the other arguments"
+
+
+def _words(annotation: Any) -> str:
+    if annotation is PRNGKeyArray:
+        return "a key such as `jax.random.key(0)`"
+    return brief(re.sub(r"(jaxtyping|lo_components)\.([a-z_]+\.)*", "", inspect.formatannotation(annotation)), 150)
 
 
 def path_name(path: tuple) -> str:

@@ -1,5 +1,5 @@
 import abc
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, overload
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from ..parametrization import SP
 from ..tasks import AbstractTask
 from ._horizons import whole
 
-LearnerT = TypeVar("LearnerT", bound=AbstractOptimizer | AbstractAggregator)
+LearnerT = TypeVar("LearnerT")
 WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
 
 
@@ -229,7 +229,17 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
 
 
-def scaled_for(task: AbstractTask, learner: LearnerT, params: Params) -> LearnerT | Scaled | aggregators.Scaled:
+@overload
+def scaled_for(task: AbstractTask, learner: AbstractOptimizer, params: Params) -> AbstractOptimizer: ...
+
+
+@overload
+def scaled_for(task: AbstractTask, learner: AbstractAggregator, params: Params) -> AbstractAggregator: ...
+
+
+def scaled_for(
+    task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params
+) -> AbstractOptimizer | AbstractAggregator:
     """The learner with its updates multiplied by the scales of a task's parametrization.
 
     **Arguments:**
