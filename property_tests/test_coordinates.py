@@ -31,14 +31,14 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Orthogonalized, adam, coordinate_check, images, learned, sgd, task
+from networks import KEY, Orthogonalized, ScaledFor, adam, coordinate_check, images, learned, sgd, task
 from strategies import log_floats, seeds
 
 from lo_components import tasks
 from lo_components.meta import CoordinateCheck
 from lo_components.meta import coordinate_check as check_coordinates
 from lo_components.optimizers import OptaxOptimizer
-from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, MuP
+from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -224,6 +224,104 @@ def test_under_sp_orthogonalized_updates_move_the_readout_more_and_the_first_lay
     exponents = check.exponents(0)
     assert exponents["layers/0"].value < -0.4 and exponents["layers/3"].value > 0.3, check.table(0)
     assert abs(exponents["layers/2"].value) < 0.15, check.table(0)
+
+
+class Grouped(eqx.Module):
+    """An attention with one head of keys and values for all queries; heads have 8 units, and their number grows."""
+
+    query: eqx.nn.Linear
+    key: eqx.nn.Linear
+    value: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, width, key):
+        keys = jax.random.split(key, 4)
+        linear = lambda fan_out, key: eqx.nn.Linear(width, fan_out, use_bias=False, key=key)  # noqa: E731
+        self.query, self.out = linear(width, keys[0]), linear(width, keys[1])
+        self.key, self.value = linear(8, keys[2]), linear(8, keys[3])
+
+    def __call__(self, x):
+        query = jax.vmap(self.query)(x).reshape(len(x), -1, 8)
+        key, value = jax.vmap(self.key)(x), jax.vmap(self.value)(x)
+        weights = jax.nn.softmax(jnp.einsum("the,se->hts", query, key) / 8**0.5)
+        return jax.vmap(self.out)(jnp.einsum("hts,se->the", weights, value).reshape(len(x), -1))
+
+
+class Heads(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+
+    def __init__(self, width, key):
+        self.attention = eqx.nn.MultiheadAttention(width // 8, width, key=key)
+
+    def __call__(self, x):
+        return self.attention(x, x, x)
+
+
+class Attending(eqx.Module):
+    """Two blocks of attention and a hidden layer on the rows of an image, as a user writes them."""
+
+    embed: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    attention: list
+    mlp: list
+    readout: eqx.nn.Linear
+
+    def __init__(self, width, attention):
+        keys = jax.random.split(KEY, 6)
+        self.embed, self.norm = eqx.nn.Linear(8, width, key=keys[0]), eqx.nn.LayerNorm(width)
+        self.attention = [attention(width, key) for key in keys[1:3]]
+        self.mlp = [eqx.nn.Linear(width, width, key=key) for key in keys[3:5]]
+        self.readout = eqx.nn.Linear(width, 4, key=keys[5])
+
+    def __call__(self, image):
+        x = jax.vmap(self.embed)(image)
+        for attention, mlp in zip(self.attention, self.mlp, strict=True):
+            x = x + attention(jax.vmap(self.norm)(x))
+            x = x + jax.vmap(mlp)(jax.nn.relu(jax.vmap(self.norm)(x)))
+        return self.readout(jnp.mean(jax.vmap(self.norm)(x), axis=0))
+
+
+def attending(attention, optimizer, widths, num_steps=6, role="bottleneck"):
+    """The coordinate check of an unmodified model with inferred widths."""
+    build = lambda width: Attending(width, attention)  # noqa: E731
+    roles = {"*/key/weight": role, "*/value/weight": role} if attention is Grouped else {}
+
+    def make(width):
+        inferred = infer_widths(build, widths[0], 2 * widths[0], width, roles=roles)
+        built = tasks.ImageClassification(
+            images(), lambda key: build(width), widths=inferred, parametrization=Absorbed(MuP()), batch_size=32
+        )
+        return ScaledFor(built, optimizer.adam)
+
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes integers and floats.
+        return check_coordinates(
+            optimizer, make, widths=widths, num_steps=num_steps, num_seeds=4, key=jax.random.key(0)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [adam(3e-3), sgd(0.3)], ids=["Adam", "SGD"])
+def test_equinox_attention_with_a_growing_number_of_heads_does_not_depend_on_the_width(optimizer):
+    check = attending(Heads, optimizer, (32, 128, 512))
+    print(f"\n{check.table()}")
+    assert_no_layer_depends_on_the_width(check, 2, 0.1)
+    assert_no_layer_depends_on_the_width(check, 5, 0.1)
+
+
+@pytest.mark.slow
+def test_keys_and_values_that_all_queries_share_are_bottlenecks():
+    """Keys and values of fixed size are outputs in the network, and so of order 1 / width to begin with.
+
+    Initial values of order 1 / sqrt(width), as for hidden weights, make the gradient of the layers before as large,
+    which should be of order 1 / width: pre-activations of wide networks blow up. Measured exponents are at most 0.1
+    for bottlenecks, and up to 0.5 for hidden weights. The update scales are the same. Bottlenecks approach their limit
+    from above, as a mixture of n^0 and n^(-1/2), so only the upper side is bounded, and the lower one by -1/2.
+    """
+    widths = (64, 256, 1024)
+    ours, hidden = (attending(Grouped, adam(1e-2), widths, role=role) for role in ("bottleneck", "hidden"))
+    print(f"\n{ours.table(2)}\n{hidden.table(2)}")
+    assert ours.largest(2) < 0.15 and ours.smallest(2) > -0.45, ours.table(2)
+    assert hidden.largest(2) > 0.35, hidden.table(2)
 
 
 @pytest.mark.slow

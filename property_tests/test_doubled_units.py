@@ -215,3 +215,70 @@ def test_a_plain_equinox_network_with_inferred_widths_and_absorbed_multipliers(s
         p = jax.tree.map(lambda w, x: parametrization.mup.forward_multiplier(w) * x, widths, p)
         found.append(trajectory(model, p, parametrization.update_scales(widths, rule), optimizer, *batch))
     assert_same_training(*found)
+
+
+class Declared(eqx.Module):
+    """Arrays as other frameworks keep them: an einsum attention, a stack of layers, keys and values of fixed size."""
+
+    arrays: dict
+
+    def __init__(self, n):
+        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+        self.arrays = {
+            "embed": zeros(4, n),
+            **{name: {"kernel": zeros(n, n // 4, 4), "bias": zeros(n // 4, 4)} for name in ("query", "key", "value")},
+            "out": {"kernel": zeros(n // 4, 4, n), "bias": zeros(n)},
+            "layers": {"w": zeros(3, n, n), "b": zeros(3, n)},
+            "grouped": {
+                "query": zeros(n, n // 4, 4),
+                "key": zeros(n, 4),
+                "value": zeros(n, 4),
+                "out": zeros(n // 4, 4, n),
+            },
+            "readout": zeros(n, CLASSES),
+        }
+
+    def __call__(self, x):
+        a, g = self.arrays, self.arrays["grouped"]
+        x = x.reshape(4, 4) @ a["embed"]
+        q, k, v = (
+            jnp.einsum("td,dhe->the", x, a[name]["kernel"]) + a[name]["bias"][None]
+            for name in ("query", "key", "value")
+        )
+        weights = jax.nn.softmax(jnp.einsum("the,she->hts", q, k) / 2)
+        x = x + jnp.einsum("hts,she,hed->td", weights, v, a["out"]["kernel"]) + a["out"]["bias"][None]
+        x, _ = jax.lax.scan(lambda x, w: (x + jax.nn.relu(x @ w["w"] + w["b"][None]), None), x, a["layers"])
+        weights = jax.nn.softmax(jnp.einsum("td,dhe,sf,fe->hts", x, g["query"], x, g["key"]) / 2)
+        x = x + jnp.einsum("hts,sd,de,hef->tf", weights, x, g["value"], g["out"])
+        return jnp.mean(x, 0) @ a["readout"]
+
+
+DECLARED = dict(
+    layout="in_out",
+    axes={
+        "arrays/[qkv]*/kernel": "in out out",
+        "arrays/out/kernel": "in in out",
+        "*grouped/out": "in in out",
+        "arrays/layers/*": "stack ...",
+        "*grouped/query": "in out out",
+    },
+    roles={"*grouped/[kv]*": "bottleneck"},
+)
+
+
+@given(seeds, rates, st.booleans(), hyper_multipliers)
+def test_stacks_heads_and_bottlenecks_train_as_before_with_every_unit_doubled(seed, rate, by_adam, output_mult):
+    parametrization, (optimizer, rule) = Absorbed(MuP(output_mult=output_mult)), adam_or_sgd(by_adam, rate)
+    rng = np.random.default_rng(seed)
+    batch = inputs_for("mlp", rng)
+    narrow, wide = eqx.filter_eval_shape(Declared, 8), eqx.filter_eval_shape(Declared, 16)
+    sizes = infer_widths(Declared, 8, 24, 8, **DECLARED)
+    params = jax.tree.map(
+        lambda w: jnp.asarray(0.5 * (w.fan_in or 4) ** -0.5 * rng.normal(size=w.shape), jnp.float32), sizes
+    )
+    found = []
+    for model, width, p in ((narrow, 8, params), (wide, 16, doubled(params, wide))):
+        widths = infer_widths(Declared, 8, 24, width, **DECLARED)
+        p = jax.tree.map(lambda w, x: parametrization.mup.forward_multiplier(w) * x, widths, p)
+        found.append(trajectory(model, p, parametrization.update_scales(widths, rule), optimizer, *batch))
+    assert_same_training(*found)

@@ -152,7 +152,7 @@ def test_factors_are_bounded_where_statistics_vanish():
 
 def test_below_rank_2_the_factor_is_the_guarded_inverse_root_of_the_full_second_moment():
     v = jnp.asarray([[0.0, 1e-9, 0.25]])
-    stat = FactoredSquares((0.9,)).read(FactoredState(v, jnp.zeros((0, 1))))
+    stat = FactoredSquares((0.9,)).read(FactoredState(v, jnp.zeros((1, 1))))
     np.testing.assert_allclose(stat.row_factor, [[1e-9**-0.5, 2e-9**-0.5, 2.0]], rtol=1e-5)
     np.testing.assert_array_equal(stat.col_factor, [[1.0]])
     np.testing.assert_array_equal(stat.row, v)
@@ -163,7 +163,7 @@ def test_below_rank_2_the_factor_is_the_guarded_inverse_root_of_the_full_second_
 def test_below_rank_2_the_full_second_moment_is_averaged(getkey):
     grads = _grads(getkey, (5,))
     state = _run(FactoredSquares((0.5, 0.9)), grads)
-    assert not state.col.size
+    assert state.col.tolist() == [[0.0]]
     expected = np.stack([_average(np.square(grads), b) for b in (0.5, 0.9)])
     np.testing.assert_allclose(state.row, expected, rtol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import SGD, Adam, assert_close, normal_tree
 
 from lo_components import recipes, theta
-from lo_components.optimizers import OptaxOptimizer, StepContext, as_optax
+from lo_components.optimizers import OptaxOptimizer, Scaled, StepContext, as_optax
 from lo_components.parametrization import ORTHOGONALIZED, PROPORTIONAL, SCALE_FREE, RuleByRank, every_leaf
 
 SHAPES = {"w": (3, 4), "b": (4,)}
@@ -69,6 +69,101 @@ def test_as_optax_gives_the_optimizers_own_updates(problem):
     assert isinstance(transformation, optax.GradientTransformationExtraArgs)
     ours = _run(learned.init, eqx.filter_jit(learned.update), params, grads)
     assert_close(_run(transformation.init, jax.jit(transformation.update), params, grads), ours)
+
+
+@pytest.fixture
+def learned():
+    return recipes.small_fc_lopt(hidden_size=2, key=jax.random.key(0))
+
+
+def test_optax_walks_the_state(learned, problem):
+    params, _ = problem
+    transformation = as_optax(learned)
+    state = optax.chain(optax.identity(), transformation).init(params)
+    assert int(optax.tree.get(state, "step")) == 0
+    assert jax.tree.map(jnp.shape, optax.tree.get(state, "m")) == {"w": (3, 3, 4), "b": (3, 4)}
+    assert int(optax.tree.get(optax.tree.set(state, step=jnp.asarray(5)), "step")) == 5
+    # The usual way to find out which arrays of a state are sharded like which parameter.
+    named = optax.tree_map_params(
+        transformation,
+        lambda _, name: name,
+        transformation.init(params),
+        {"w": "W", "b": "B"},
+        transform_non_params=lambda _: "none",
+    )
+    assert named.step == "none"
+    assert all(tree == {"w": "W", "b": "B"} for tree in _trees(named.accumulators))
+
+
+def _trees(accumulators):
+    return jax.tree.leaves(accumulators, is_leaf=lambda x: isinstance(x, dict))
+
+
+def test_states_consist_of_named_tuples_in_the_structure_of_the_parameters(learned, problem):
+    """Flax's serialization walks these and dictionaries, but no other classes; NNX rebuilds trees by their keys."""
+    params, _ = problem
+
+    def walk(node):
+        assert isinstance(node, tuple | dict | jax.Array), type(node)
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, tuple) else ()
+        for child in children:
+            walk(child)
+
+    state = as_optax(learned).init(params)
+    walk(state)
+    assert all(jax.tree.structure(tree) == jax.tree.structure(params) for tree in _trees(state.accumulators))
+    # Orbax refuses arrays without elements.
+    assert all(x.size for x in jax.tree.leaves(state))
+
+
+def test_inject_hyperparams_around_a_learned_optimizer(problem):
+    params, grads = problem
+
+    @optax.inject_hyperparams
+    def make(step_mult):
+        return as_optax(recipes.small_fc_lopt(hidden_size=2, step_mult=step_mult, key=jax.random.key(0)))
+
+    transformation = make(optax.linear_schedule(0.01, 0.0, 2))
+    params, state = _run(transformation.init, jax.jit(transformation.update), params, grads)
+    assert float(state.hyperparams["step_mult"]) == 0.0
+
+
+PART = {"w": True, "b": False}
+
+
+@pytest.mark.parametrize(
+    "partly",
+    [
+        lambda tx: optax.masked(tx, PART),
+        lambda tx: optax.partition({True: tx, False: optax.set_to_zero()}, PART),
+        lambda tx: optax.chain(optax.masked(optax.set_to_zero(), {"w": False, "b": True}), optax.masked(tx, PART)),
+        lambda tx: optax.MultiSteps(optax.masked(tx, PART), 1).gradient_transformation(),
+    ],
+)
+def test_scales_of_the_whole_model_work_where_a_part_is_frozen(partly, learned, problem):
+    params, grads = problem
+    transformation = partly(as_optax(Scaled(learned, {"w": 0.5, "b": 3.0})))
+    updates, _ = transformation.update(grads[0], transformation.init(params), params)
+    alone, _ = learned.update({"w": grads[0]["w"]}, learned.init({"w": params["w"]}), {"w": params["w"]})
+    assert_close(updates["w"], 0.5 * alone["w"])
+
+
+def test_scales_where_equinox_leaves_out_a_frozen_part(learned, problem):
+    params, grads = problem
+    params, grads = {**params, "b": None}, {**grads[0], "b": None}
+    scaled = Scaled(learned, {"w": 0.5, "b": 3.0})
+    updates, _ = scaled.update(grads, scaled.init(params), params)
+    alone, _ = learned.update(grads, learned.init(params), params)
+    assert_close(updates["w"], 0.5 * alone["w"])
+
+
+def test_multi_steps_is_an_optax_transformation(problem):
+    params, grads = problem
+    transformation = optax.MultiSteps(optax.sgd(0.5), 3)
+    for optimizer in (OptaxOptimizer(transformation), OptaxOptimizer(optax.MultiSteps, optax.sgd(0.5), 3)):
+        ours, _ = _run(optimizer.init, eqx.filter_jit(optimizer.update), params, grads)
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+        assert_close(ours, jax.tree.map(lambda p, g: p - 0.5 * g, params, mean), rtol=1e-4)
 
 
 def test_as_optax_without_params_says_what_to_pass(problem):

@@ -10,8 +10,6 @@ from helpers import SOURCE, public_objects
 
 # Bodies that may be overridden: a wrapper's forwards, and two defaults that save most subclasses a line.
 OVERRIDABLE = {"AbstractTaskWrapper", "AbstractFeature.requires", "AbstractHead.blockwise"}
-# Names a family and demands nothing.
-MARKERS = {"AbstractStatistic"}
 # Strings that may be compared with a constant. They describe data, or come from elsewhere; none chooses an algorithm.
 COMPARED = {
     "split": "names a part of a data set",
@@ -58,7 +56,7 @@ def test_a_class_is_abstract_or_final():
 
 
 def test_abstract_classes_cannot_be_instantiated_and_concrete_ones_miss_nothing():
-    wrong = [cls for cls in _classes() if bool(_demands(cls)) != _is_abstract(cls) and cls.__name__ not in MARKERS]
+    wrong = [cls for cls in _classes() if bool(_demands(cls)) != _is_abstract(cls)]
     _assert_none([f"{cls.__name__}: demands {_demands(cls) or 'nothing'}" for cls in wrong])
 
 

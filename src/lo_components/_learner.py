@@ -1,10 +1,12 @@
 """Learners: which of their arrays are meta-parameters."""
 
+import dataclasses
 from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from beartype.door import is_bearable
 from jaxtyping import Array, PyTree
 
 Learner: TypeAlias = eqx.Module
@@ -42,6 +44,21 @@ def partition(learner: Learner) -> tuple[PyTree, PyTree]:
     - `learner`: an optimizer or an aggregator.
     """
     return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
+
+
+def is_theta_alone(learner: Any) -> bool:
+    """Whether a learner lacks its constants: they are `None`, which the annotations of their fields do not allow."""
+    return not jax.tree.leaves(partition(learner)[1]) and _lacks_fields(learner)
+
+
+def _lacks_fields(node: Any) -> bool:
+    if not isinstance(node, eqx.Module):
+        return isinstance(node, tuple) and any(map(_lacks_fields, node))
+    fields: list[tuple[Any, Any]] = [(f.type, getattr(node, f.name, None)) for f in dataclasses.fields(node)]
+    return any(
+        _lacks_fields(value) if value is not None else kind is not Any and not is_bearable(None, kind)
+        for kind, value in fields
+    )
 
 
 def with_constants(tree: PyTree) -> PyTree:

@@ -12,6 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from . import _learner
+from ._types import brief
+from ._types import path_name as path_name
 
 BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks of rows
 
@@ -39,31 +41,84 @@ def scaled(factor: Any, x: Any) -> Array:
 
 
 def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
-    """The scales with every `Constant` replaced by its array.
+    """The scale of each leaf of `params`, in their structure, with every `Constant` replaced by its array.
 
-    Raises `ValueError` unless there is one scale per leaf of `params`.
+    Scales belong to leaves by their paths. Those of parts that `params` leaves out are not used.
+
+    Raises `ValueError` unless there is a number for each leaf of `params`.
     """
-    leaves = jax.tree.leaves(scales, is_leaf=lambda x: isinstance(x, _learner.Constant))
-    if any(map(eqx.is_array, leaves)):
+    named = {}
+    for path, scale in jax.tree_util.tree_leaves_with_path(scales, is_leaf=_is_constant):
+        if eqx.is_array(scale):
+            raise ValueError(
+                "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
+            )
+        scale, name = _learner.values(scale), _name(path)
+        if not isinstance(scale, float | int | Array) or jnp.ndim(scale):
+            raise ValueError(
+                f"`scales` must hold a number for each leaf of `params`: at `{name}` got {brief(scale)}; for widths, "
+                "pass `parametrization.update_scales(widths, rules)`."
+            )
+        named[name] = scale
+
+    def scale(path: tuple, _: Any) -> Any:
+        if _name(path) not in named:
+            raise ValueError(
+                f"`scales` must hold a number for each leaf of `params`, but has none for `{_name(path)}`; scale "
+                "before parts are renamed or joined, for instance outside of `optax.flatten`."
+            )
+        return named[_name(path)]
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _name(path: tuple) -> str:
+    """The path of a leaf. Flax NNX hands over trees of variables, with a key more, and trees of their values."""
+    return path_name(path).removesuffix("/value")
+
+
+def _is_constant(x: Any) -> bool:
+    return isinstance(x, _learner.Constant)
+
+
+def structure_difference(got: PyTree, expected: PyTree) -> str:
+    """Where the structures of two trees first differ, in a few words; empty if they do not."""
+    if jax.tree.structure(got) == jax.tree.structure(expected):
+        return ""
+    names = [[path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(x)] for x in (got, expected)]
+    for what, some, others in (("lacks", names[1], names[0]), ("also has", names[0], names[1])):
+        missing = sorted(set(some) - set(others), key=some.index)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return f"{what} `{missing[0]}`{more}"
+    return (
+        f"has the same leaves in other containers ({type(got).__name__} instead of {type(expected).__name__}, or below)"
+    )
+
+
+def check_build(build: Any, example: str) -> None:
+    """Raise `TypeError` unless `build` is a function, rather than a model that was built already."""
+    is_model = isinstance(build, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(build)))
+    if is_model or not callable(build):
+        what = "a model" if is_model else f"a value of type {type(build).__name__}"
+        raise TypeError(f"`build` must be a function that returns a model, such as `{example}`, but it is {what}.")
+
+
+def check_has_arrays(arrays: PyTree, model: Any) -> None:
+    """Raise `ValueError` if there is no array in what `build` returned."""
+    if not jax.tree.leaves(arrays):
         raise ValueError(
-            "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
+            f"`build` returns a value of type {type(model).__name__} without any floating-point array; it must return "
+            "the model, or a pytree of its arrays."
         )
-    scales = _learner.values(scales)
-    got, expected = jax.tree.structure(scales), jax.tree.structure(params)
-    if got != expected:
-        raise ValueError(
-            f"`scales` must have one float per leaf of `params`, in the same structure: got {got}, expected {expected}."
-        )
-    return scales
 
 
 def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
     """Raise `ValueError` unless `state` has the structure, shapes and dtypes of `init(params)`."""
     rule = "`state` must come from `init` with parameters like these, or from the previous step"
     expected = eqx.filter_eval_shape(init, params)
-    structures = jax.tree.structure(state), jax.tree.structure(expected)
-    if structures[0] != structures[1]:
-        raise ValueError(f"{rule}: it has the structure {structures[0]}, expected {structures[1]}.")
+    if difference := structure_difference(state, expected):
+        raise ValueError(f"{rule}; it {difference}.")
     for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         if isinstance(like, jax.ShapeDtypeStruct):
             found, wanted = ((getattr(x, "dtype", type(x).__name__), jnp.shape(x)) for x in (leaf, like))
@@ -92,8 +147,3 @@ def whole(number: Any) -> Int[Array, ""]:
         return jnp.asarray(operator.index(number), jnp.int32)
     except TypeError:
         raise TypeError(f"Expected a whole number, got {number!r}.") from None
-
-
-def path_name(path: tuple) -> str:
-    """A key path as a readable name: `.layers[0].weight` becomes `layers/0/weight`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,11 +1,16 @@
 import abc
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import equinox as eqx
-from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 
 from ._view import TensorView
+
+# Type checkers mistake an `AbstractClassVar` for a field of `__init__`.
+if TYPE_CHECKING:
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 StateT = TypeVar("StateT")
 

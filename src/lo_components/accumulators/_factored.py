@@ -34,7 +34,7 @@ class FactoredState(NamedTuple):
     **Arguments:**
 
     - `row`: averaged over the largest axis; below rank 2 the full second moment.
-    - `col`: averaged over the second largest axis; below rank 2 it has no channels, `[0, 1]`.
+    - `col`: averaged over the second largest axis; below rank 2 it is not used, `[1, 1]`.
     """
 
     row: Float[Array, "c *row_shape"]
@@ -94,7 +94,7 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
         axes = factored_axes(param.shape)
         count = len(self.decays)
         if axes is None:
-            return FactoredState(jnp.zeros((count, *param.shape), jnp.float32), jnp.zeros((0, 1), jnp.float32))
+            return FactoredState(jnp.zeros((count, *param.shape), jnp.float32), jnp.zeros((1, 1), jnp.float32))
         d1, d0 = axes
         row_shape = [1 if axis == d0 else n for axis, n in enumerate(param.shape)]
         col_shape = [1 if axis == d1 else n for axis, n in enumerate(param.shape)]
@@ -113,7 +113,7 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
         return FactoredState(row, col)
 
     def read(self, state: FactoredState) -> FactoredSecondMoment:
-        if not len(state.col):
+        if state.row.ndim == 2:
             factor = safe_rsqrt(state.row + 1e-9)
             ones = jnp.ones((len(self.decays),) + (1,) * (state.row.ndim - 1), jnp.float32)
             return FactoredSecondMoment(state.row, state.row, factor, ones, diagonal=True)

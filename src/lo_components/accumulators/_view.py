@@ -49,7 +49,7 @@ class TensorView(eqx.Module):
         raise ValueError(f"No accumulator produces `{kind.__name__}`; available statistics: {available}.")
 
     def spread(self, values: Float[Array, " c"]) -> Float[Array, "c *ones"]:
-        """Numbers that belong to the tensor as a whole, with an axis of size 1 for each axis of the tensor."""
+        """The `values`, which belong to the tensor as a whole, with an axis of size 1 for each axis of the tensor."""
         return values.reshape((-1,) + (1,) * self.param.ndim)
 
     def required(self, name: str) -> Array:

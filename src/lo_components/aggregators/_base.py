@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .. import _tree
-from .._types import Params, typechecked
+from .._types import Params, brief, typechecked
 from ..optimizers import StepContext
 from ..parametrization import UpdateRule
 
@@ -164,6 +164,13 @@ class AbstractMaskedAggregator(AbstractAggregator[StateT]):
         return update, AggregatorState(_tree.where(some, inner, state.inner), fraction)
 
 
+def as_aggregator(aggregator: Any) -> AbstractAggregator:
+    """An aggregator unchanged. Raises `TypeError` for anything else."""
+    if not isinstance(aggregator, AbstractAggregator):
+        raise TypeError(f"`aggregator` must be an aggregator, got {brief(aggregator)}.")
+    return aggregator
+
+
 def usable(deltas: PyTree, present: Bool[Array | np.ndarray, " workers"] | None) -> Bool[Array, "*workers"]:
     """Whether each worker is present and its delta is finite."""
     finite = [jnp.all(jnp.isfinite(d), axis=tuple(range(1, d.ndim))) for d in jax.tree.leaves(deltas)]
@@ -183,11 +190,8 @@ def _mean(delta: Float[Array, "workers *shape"], used: Bool[Array, " workers"]) 
 
 def check_deltas(deltas: Any, params: Any, present: Any) -> None:
     """Raise `ValueError` unless `deltas` and `present` match `params`."""
-    structures = jax.tree.structure(deltas), jax.tree.structure(params)
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"`deltas` must have the structure of `params`: got {structures[0]}, expected {structures[1]}."
-        )
+    if difference := _tree.structure_difference(deltas, params):
+        raise ValueError(f"`deltas` must have the structure of `params`, but {difference}.")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(deltas)]
     leaves = jax.tree.leaves(deltas)
     workers = np.shape(leaves[0])[:1] if leaves else np.shape(present)

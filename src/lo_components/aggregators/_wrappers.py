@@ -10,7 +10,7 @@ from .. import _learner, _tree
 from .._types import Params, Scales, typechecked
 from ..optimizers import StepContext
 from ..parametrization import UpdateRule
-from ._base import AbstractAggregator, AggregatorState, check_deltas, usable
+from ._base import AbstractAggregator, AggregatorState, as_aggregator, check_deltas, usable
 
 StateT = TypeVar("StateT")
 
@@ -27,10 +27,11 @@ class Scaled(AbstractAggregator[StateT]):
     - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
         arrays are not meta-learned.
 
-    `init` and `aggregate` raise `ValueError` if the structures differ.
+    Raises `TypeError` if `aggregator` is not an aggregator. `init` and `aggregate` raise `ValueError` unless there is a
+    scale for each leaf of the parameters.
     """
 
-    aggregator: AbstractAggregator[StateT]
+    aggregator: AbstractAggregator[StateT] = eqx.field(converter=as_aggregator)
     scales: Scales = eqx.field(converter=_learner.with_constants)
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
@@ -71,7 +72,7 @@ class Screened(AbstractAggregator[StateT]):
     Raises `ValueError` if `max_ratio` is below 1.
     """
 
-    aggregator: AbstractAggregator[StateT]
+    aggregator: AbstractAggregator[StateT] = eqx.field(converter=as_aggregator)
     max_ratio: float = eqx.field(default=10.0, static=True, converter=float)
 
     def __check_init__(self):

@@ -111,6 +111,7 @@ class Linear(AbstractWeightLayer):
         parametrization: AbstractParametrization,
         use_bias: bool = True,
         residual: bool = False,
+        bottleneck: bool = False,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -119,10 +120,13 @@ class Linear(AbstractWeightLayer):
         - `parametrization`: gives initialization and multiplier.
         - `use_bias`: whether there is a bias.
         - `residual`: whether the layer belongs to a residual branch.
+        - `bottleneck`: whether other layers follow although the outputs do not grow. Otherwise such a layer is a
+            readout, which starts at zero under muP.
         - `key`: for the initial values.
         """
         fan_in, self.out = as_axis(fan_in), as_axis(fan_out)
-        self.width = WidthSpec.weight((self.out.size, fan_in.size), fan_in, self.out, residual=residual)
+        shape = (self.out.size, fan_in.size)
+        self.width = WidthSpec.weight(shape, fan_in, self.out, residual=residual, bottleneck=bottleneck)
         self.weight, self.bias = _weight_and_bias(self.width, self.out, use_bias, parametrization, key)
         self.multiplier = float(parametrization.forward_multiplier(self.width))
         self.parametrization = _without_arrays(parametrization)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._tree import path_name
+from .._tree import path_name, structure_difference
 from .._types import Params, typechecked
 from ..parametrization import UpdateRule
 
@@ -30,12 +30,18 @@ class StepContext(eqx.Module):
     num_steps: int | Int[Array | np.ndarray, ""] | np.integer | None = None
 
     def loss_array(self) -> Float[Array, ""] | None:
-        """The `loss` as a float32 array, if given."""
-        return None if self.loss is None else jnp.asarray(self.loss, jnp.float32)
+        """The `loss` as a float32 array, if given. Raises `ValueError` unless it is a scalar."""
+        return None if self.loss is None else jnp.asarray(_scalar(self.loss, "loss"), jnp.float32)
 
     def num_steps_array(self) -> Int[Array, ""] | None:
-        """The `num_steps` as an int32 array, if given."""
-        return None if self.num_steps is None else jnp.asarray(self.num_steps, jnp.int32)
+        """The `num_steps` as an int32 array, if given. Raises `ValueError` unless it is a scalar."""
+        return None if self.num_steps is None else jnp.asarray(_scalar(self.num_steps, "num_steps"), jnp.int32)
+
+
+def _scalar(x: Any, name: str) -> Any:
+    if np.ndim(x):
+        raise ValueError(f"`{name}` must be a scalar, got shape {np.shape(x)}; pass, for instance, its mean.")
+    return x
 
 
 class AbstractOptimizer(eqx.Module, Generic[StateT]):
@@ -103,9 +109,11 @@ def checked_update(update):
 
 
 def _check_grads(grads: Any, params: Any) -> None:
-    structures = jax.tree.structure(grads), jax.tree.structure(params)
-    if structures[0] != structures[1]:
-        raise ValueError(f"`grads` must have the structure of `params`: got {structures[0]}, expected {structures[1]}.")
+    if difference := structure_difference(grads, params):
+        raise ValueError(
+            f"`grads` must have the structure of `params`, but {difference}; differentiate the loss with respect to "
+            "`params` itself."
+        )
     for (path, grad), param in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(params), strict=True):
         if np.shape(grad) != np.shape(param):
             raise ValueError(

@@ -7,10 +7,13 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._types import Params, typechecked
+from .._learner import is_theta_alone
+from .._types import Params, brief, typechecked
 from ..parametrization import UpdateRule, every_leaf
 from ._base import AbstractOptimizer, StepContext, cast_like, checked_update
 from ._measured_rules import measured_rules
+
+Transformation = optax.GradientTransformation | optax.MultiSteps
 
 
 class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
@@ -23,13 +26,13 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     The context's `loss` is passed to optax as the extra argument `value`, and `num_steps` as `num_steps`.
     """
 
-    transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation = eqx.field(static=True)
+    transformation: Transformation | Callable[..., Transformation] = eqx.field(static=True)
     hyperparameters: dict[str, Any]
     update_rule: UpdateRule | Callable[[Params], PyTree[UpdateRule]] | None
 
     def __init__(
         self,
-        transformation: Callable[..., optax.GradientTransformation] | optax.GradientTransformation,
+        transformation: Transformation | Callable[..., Transformation],
         *args: Any,
         update_rule: UpdateRule | Callable[[Params], PyTree[UpdateRule]] | None = None,
         **kwargs: Any,
@@ -45,7 +48,7 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
 
         Raises `TypeError` if `transformation` is neither, or does not accept these arguments.
         """
-        ready = isinstance(transformation, optax.GradientTransformation)
+        ready = isinstance(transformation, Transformation)
         if ready and (args or kwargs):
             raise TypeError(
                 "A ready-made `transformation` takes no arguments: pass `optax.adam` and its arguments instead."
@@ -53,7 +56,7 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
         if not ready and not callable(transformation):
             raise TypeError(
                 f"`transformation` must be an optax transformation, or a function that returns one, got "
-                f"{transformation!r}."
+                f"{brief(transformation)}."
             )
         self.transformation = transformation
         self.hyperparameters = {} if ready else _bound(transformation, args, kwargs)
@@ -76,8 +79,10 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     def made(self) -> optax.GradientTransformationExtraArgs:
         """The optax transformation, with its hyperparameters."""
         made = self.transformation
-        if not isinstance(made, optax.GradientTransformation):
+        if not isinstance(made, Transformation):
             made = made(**self.hyperparameters)
+        if isinstance(made, optax.MultiSteps):
+            made = made.gradient_transformation()
         return optax.with_extra_args_support(made)
 
     @typechecked
@@ -113,9 +118,7 @@ def _bound(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str,
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
 
-def as_optimizer(
-    optimizer: AbstractOptimizer | optax.GradientTransformation, name: str = "optimizer"
-) -> AbstractOptimizer:
+def as_optimizer(optimizer: AbstractOptimizer | Transformation, name: str = "optimizer") -> AbstractOptimizer:
     """An optimizer unchanged, or an optax transformation as an [`lo_components.optimizers.OptaxOptimizer`][].
 
     **Arguments:**
@@ -123,13 +126,20 @@ def as_optimizer(
     - `optimizer`: an optimizer of this library, or an optax transformation.
     - `name`: the name of the argument in error messages.
 
-    Raises `TypeError` for anything else.
+    Raises `TypeError` for anything else, also for theta without the rest of its optimizer.
     """
-    if isinstance(optimizer, optax.GradientTransformation):
+    if isinstance(optimizer, Transformation):
         return OptaxOptimizer(optimizer)
-    if not isinstance(optimizer, AbstractOptimizer):
-        raise TypeError(f"`{name}` must be an optimizer or an optax transformation, got {optimizer!r}.")
-    return optimizer
+    way_out = ""
+    if isinstance(optimizer, AbstractOptimizer):
+        if not is_theta_alone(optimizer):
+            return optimizer
+        way_out = " without its constants; join the parts of `partition(optimizer)` by `equinox.combine(theta, rest)`"
+    elif callable(optimizer) and not isinstance(optimizer, eqx.Module):
+        way_out = "; call it, and pass its result"
+    elif hasattr(optimizer, "aggregate"):
+        way_out = ", which is an aggregator; aggregators combine the deltas of workers, see `unroll.LocalRound`"
+    raise TypeError(f"`{name}` must be an optimizer or an optax transformation, got {brief(optimizer)}{way_out}.")
 
 
 def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraArgs:
@@ -144,8 +154,9 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
 
     To differentiate with respect to the meta-parameters, build the transformation inside the differentiated function.
 
-    Raises `ValueError` in `update` if `params` is missing.
+    Raises `TypeError` if `optimizer` is not an optimizer, and `ValueError` in `update` if `params` is missing.
     """
+    optimizer = as_optimizer(optimizer)
 
     def init(params):
         return optimizer.init(params)

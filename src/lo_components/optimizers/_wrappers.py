@@ -10,6 +10,7 @@ from .. import _learner, _tree
 from .._types import Params, Scales, typechecked
 from ..parametrization import UpdateRule
 from ._base import AbstractOptimizer, StepContext, checked_update
+from ._optax import as_optimizer
 
 StateT = TypeVar("StateT")
 
@@ -22,17 +23,20 @@ class Scaled(AbstractOptimizer[StateT]):
 
     **Arguments:**
 
-    - `optimizer`: the optimizer to wrap.
-    - `scales`: a float or a scalar array for each leaf of the parameters, in their structure. Scales are constants:
+    - `optimizer`: the optimizer to wrap, or an optax transformation.
+    - `scales`: a float or a scalar array for each leaf of the parameters, with the same path. Scales are constants:
         arrays, such as those of a vmapped sweep over multipliers, are not meta-learned.
 
-    `init` and `update` raise `ValueError` if the structures differ.
+    Parts that the parameters leave out (`None`, or masked by `optax.masked` and `optax.partition`) need no scale, and
+    their scales are not used.
+
+    `init` and `update` raise `ValueError` unless there is a scale for each leaf of the parameters.
 
     ??? cite "Source"
         muLO (arXiv 2406.00153), equation 3; Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8.
     """
 
-    optimizer: AbstractOptimizer[StateT]
+    optimizer: AbstractOptimizer[StateT] = eqx.field(converter=as_optimizer)
     scales: Scales = eqx.field(converter=_learner.with_constants)
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
@@ -59,13 +63,13 @@ class Clipped(AbstractOptimizer[StateT]):
 
     **Arguments:**
 
-    - `optimizer`: the optimizer to wrap.
+    - `optimizer`: the optimizer to wrap, or an optax transformation.
     - `max_norm`: $c$, positive.
 
     Raises `ValueError` if `max_norm` is not positive.
     """
 
-    optimizer: AbstractOptimizer[StateT]
+    optimizer: AbstractOptimizer[StateT] = eqx.field(converter=as_optimizer)
     max_norm: float | int = eqx.field(static=True)
 
     def __check_init__(self):
@@ -101,7 +105,7 @@ class Decayed(AbstractOptimizer[StateT]):
 
     **Arguments:**
 
-    - `optimizer`: the optimizer to wrap.
+    - `optimizer`: the optimizer to wrap, or an optax transformation.
     - `rate`: $\lambda$, the decay per step: the learning rate times AdamW's coefficient.
     - `min_ndim`: tensors with fewer axes are not decayed: 2 exempts biases and normalization scales.
 
@@ -109,7 +113,7 @@ class Decayed(AbstractOptimizer[StateT]):
         Loshchilov & Hutter, *Decoupled Weight Decay Regularization* (arXiv 1711.05101).
     """
 
-    optimizer: AbstractOptimizer[StateT]
+    optimizer: AbstractOptimizer[StateT] = eqx.field(converter=as_optimizer)
     rate: float | Float[Array, ""]
     min_ndim: int = eqx.field(default=0, static=True)
 

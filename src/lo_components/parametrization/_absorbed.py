@@ -59,7 +59,8 @@ def reinitialize(
 ) -> PyTree:
     """A model with new weights, sampled from normal distributions with the parametrization's standard deviations.
 
-    Biases, normalization scales and other vectors keep their values.
+    Biases, normalization scales and other vectors keep their values. The gains of a `equinox.nn.WeightNorm` become the
+    norms of the new weights, so that it computes with the weights as sampled.
 
     **Arguments:**
 
@@ -70,10 +71,11 @@ def reinitialize(
         multipliers.
     - `key`: for the samples.
 
-    Raises `ValueError` if `widths` does not match `model`.
+    Raises `ValueError` if `widths` does not match `model`, or if a query and a key (or a value and an output) of an
+    attention would both start at zero.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    check_widths(widths, params)
+    check_widths(widths, params, parametrization)
     leaves, treedef = jax.tree.flatten(params)
 
     def sample(leaf, spec: WidthSpec, key):
@@ -84,4 +86,18 @@ def reinitialize(
 
     keys = jax.random.split(key, max(1, len(leaves)))
     sampled = [sample(x, s, k) for x, s, k in zip(leaves, jax.tree.leaves(widths), keys, strict=False)]
-    return eqx.combine(treedef.unflatten(sampled), static)
+    sampled = eqx.combine(treedef.unflatten(sampled), static)
+    is_normed = lambda node: isinstance(node, eqx.nn.WeightNorm)  # noqa: E731
+    return jax.tree.map(
+        lambda new, old: _with_norms(new, old) if is_normed(new) else new, sampled, model, is_leaf=is_normed
+    )
+
+
+def _with_norms(new: eqx.nn.WeightNorm, old: eqx.nn.WeightNorm) -> eqx.nn.WeightNorm:
+    """The layer with the norms of its weight as gains, if the weight is new."""
+    weight = getattr(new.layer, new.weight_name)
+    if weight is getattr(old.layer, old.weight_name):
+        return new
+    reduced = tuple(i for i, size in enumerate(new.g.shape) if size == 1)
+    norms = jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=reduced, keepdims=True))
+    return eqx.tree_at(lambda layer: layer.g, new, norms.astype(new.g.dtype))

@@ -1,13 +1,16 @@
 import abc
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._types import Scales
+from .._tree import structure_difference
+from .._types import Scales, brief, path_name
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
 Role = Literal["input", "hidden", "output", "vector"]
@@ -65,6 +68,8 @@ class WidthSpec:
         fan-in itself. It is 1 if the fan-in does not grow.
     - `fan_out_mult`: the same for the fan-out.
     - `residual`: whether the array belongs to a residual branch.
+    - `bottleneck`: whether an array of role `"output"` is followed by further layers instead of being the readout, so
+        that it must not start at zero.
 
     Raises `ValueError` if a value is out of range, or if an array of another role than `"vector"` has no `fan_in`.
     """
@@ -75,6 +80,7 @@ class WidthSpec:
     fan_in_mult: float = 1.0
     fan_out_mult: float = 1.0
     residual: bool = False
+    bottleneck: bool = False
 
     def __post_init__(self):
         if self.role not in ("input", "hidden", "output", "vector"):
@@ -98,6 +104,7 @@ class WidthSpec:
         *,
         kernel_size: int = 1,
         residual: bool = False,
+        bottleneck: bool = False,
     ) -> "WidthSpec":
         """The declaration of a weight, whose role follows from which sides grow.
 
@@ -107,13 +114,14 @@ class WidthSpec:
         - `fan_in`, `fan_out`: the layer's inputs and outputs.
         - `kernel_size`: the number of positions in a convolution's kernel.
         - `residual`: whether the weight belongs to a residual branch.
+        - `bottleneck`: whether further layers follow if only the inputs grow.
         """
         if fan_in.wide:
             role = "hidden" if fan_out.wide else "output"
         else:
             role = "input" if fan_out.wide else "vector"
         multipliers = _multiplier(fan_in, kernel_size), _multiplier(fan_out, 1)
-        return cls(shape, role, fan_in.size * kernel_size, *multipliers, residual)
+        return cls(shape, role, fan_in.size * kernel_size, *multipliers, residual, bottleneck and role == "output")
 
     @classmethod
     def vector(cls, shape: tuple[int, ...], units: Axis, *, residual: bool = False) -> "WidthSpec":
@@ -134,21 +142,89 @@ def _multiplier(axis: Axis, kernel_size: int) -> float:
     return float(axis.size * kernel_size) if axis.base is None else axis.size / axis.base
 
 
-def check_widths(widths: PyTree[WidthSpec], arrays: PyTree) -> None:
+def check_widths(
+    widths: PyTree[WidthSpec], arrays: PyTree, parametrization: "AbstractParametrization | None" = None
+) -> None:
     """Raise `ValueError` unless `widths` declares exactly the given arrays.
 
     **Arguments:**
 
     - `widths`: from [`lo_components.parametrization.infer_widths`][] or [`lo_components.nn.declared_widths`][].
     - `arrays`: a model's floating-point arrays, or their shapes: `equinox.filter(model, equinox.is_inexact_array)`.
+    - `parametrization`: if given, it is also an error if two arrays that an attention multiplies (query and key, or
+        value and output) would both start at zero, since neither would ever move.
     """
-    shapes = [[x.shape for x in jax.tree.leaves(tree)] for tree in (widths, arrays)]
-    if shapes[0] != shapes[1] or jax.tree.structure(widths) != jax.tree.structure(arrays):
+    expected, problem = dict(_with_names(arrays)), ""
+    for path, spec in _with_names(widths):
+        if not isinstance(spec, WidthSpec):
+            problem = f"has {brief(spec)} at `{path}`"
+        elif path in expected and spec.shape != np.shape(expected[path]):
+            problem = f"has the shape {spec.shape} at `{path}` instead of {np.shape(expected[path])}"
+        if problem:
+            break
+    problem = problem or structure_difference(widths, arrays)
+    if problem:
         raise ValueError(
             "`widths` must have one `WidthSpec` of the right shape for each floating-point array of the model, in the "
-            "structure of `equinox.filter(model, equinox.is_inexact_array)`; call `infer_widths` with the model's own "
-            "width as `target`."
+            f"structure of `equinox.filter(model, equinox.is_inexact_array)`, but it {problem}; call `infer_widths` "
+            "with the model's own width as `target`."
         )
+    if parametrization is not None:
+        _check_zeros(widths, parametrization)
+
+
+def _with_names(tree: PyTree) -> list[tuple[str, Any]]:
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _check_zeros(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:
+    """Raise `ValueError` if both factors of a product in an attention start at zero, so that neither ever moves."""
+    zeros = []
+    for path, spec in _with_names(widths):
+        std = parametrization.init_std(spec) if spec.role == "output" else 1.0
+        if isinstance(std, int | float) and std == 0:
+            zeros.append(path)
+    for attention in _attentions(zeros).values():
+        for first, second in (("query", "key"), ("value", "out")):
+            if first in attention and second in attention:
+                raise ValueError(
+                    f"`{attention[first]}` and `{attention[second]}` would both start at zero, and since they are "
+                    "multiplied neither would ever move; declare them as 'bottleneck' instead of 'output' (in "
+                    "`infer_widths(..., roles=...)`, or by `WidthSpec(..., bottleneck=True)`)."
+                )
+
+
+_PROJECTIONS = {
+    **dict.fromkeys(("query", "q"), "query"),
+    **dict.fromkeys(("key", "k"), "key"),
+    **dict.fromkeys(("value", "v"), "value"),
+    **dict.fromkeys(("out", "output", "o"), "out"),
+}
+
+
+def path_parts(path: str) -> list[str]:
+    """The names in an array's path, without the `value` of a Flax NNX variable."""
+    parts = path.split("/")
+    is_variable = parts[-1] == "value" and parts[-2:-1] in (["kernel"], ["bias"], ["scale"], ["embedding"])
+    return parts[:-1] if is_variable else parts
+
+
+def _attentions(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The arrays that compute the queries, keys, values and outputs of each attention, as their names say."""
+    found: dict[str, dict[str, str]] = {}
+    for path in paths:
+        parts = path_parts(path)
+        for end in range(len(parts) - 1, max(-1, len(parts) - 3), -1):
+            if kind := _PROJECTIONS.get(parts[end].removesuffix("_proj")):
+                found.setdefault("/".join(parts[:end]), {})[kind] = path
+                break
+    return found
+
+
+def inner_projections(paths: Iterable[str]) -> set[str]:
+    """The weights that compute the queries, keys or values of an attention, as their names say."""
+    attentions = [a for a in _attentions(paths).values() if {"query", "key"} <= a.keys()]
+    return {attention[kind] for attention in attentions for kind in ("query", "key", "value") if kind in attention}
 
 
 class AbstractParametrization(eqx.Module):

@@ -13,7 +13,7 @@ class MuP(AbstractParametrization):
     | --- | --- | --- | --- | --- | --- |
     | input | $n^{-1/2}$ | `input_mult` | 1 | $\tilde m$ | $\sqrt{\tilde m}$ |
     | hidden | $n^{-1/2}$ | 1 | $1/m$ | $\tilde m / m$ | $\sqrt{\tilde m / m}$ |
-    | output | 0 | `output_mult` $/\,m$ | 1 | $m$ | $\sqrt{m}$ |
+    | output | 0 ($(n/m)^{-1/2}$ for bottlenecks) | `output_mult` $/\,m$ | 1 | $m$ | $\sqrt{m}$ |
     | vector | `bias_std` ($n^{-1/2}$ for weights) | 1 | 1 | $\tilde m$ | $\sqrt{\tilde m}$ |
 
     The last three columns are the update scale, for the three kinds of
@@ -39,7 +39,10 @@ class MuP(AbstractParametrization):
     def init_std(self, width: WidthSpec) -> float:
         if width.fan_in is None:
             return self.bias_std
-        return 0.0 if width.role == "output" else width.fan_in**-0.5
+        if width.role == "output":
+            # With the forward multiplier 1 / m, weights are of order 1 / m, as large as updates make them.
+            return (width.fan_in / width.fan_in_mult) ** -0.5 if width.bottleneck else 0.0
+        return width.fan_in**-0.5
 
     def forward_multiplier(self, width: WidthSpec) -> float:
         if width.role == "output":

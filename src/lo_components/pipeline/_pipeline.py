@@ -12,8 +12,8 @@ from ..steps import AbstractStepRule
 from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
 from ._trial import are_pointwise
 
-# Sums of fourth powers (features of squares are divided by their root mean square) over 1e10 elements stay finite.
-_LARGEST = 1e7
+# The sum of 1e20 squares stays finite. Where the sum of fourth powers does not, RMS-normalized second moments are 0.
+_LARGEST = 1e9
 
 
 class Pipeline(eqx.Module):
@@ -24,12 +24,12 @@ class Pipeline(eqx.Module):
     $$a' = \mathrm{update}(p, g, t, a), \qquad x = \mathrm{features}(p, g, \mathrm{read}(a'), t), \qquad
       \Delta p = \mathrm{step}(\mathrm{head}(x)).$$
 
-    Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^7$ count as $\pm 10^7$,
-    lest their squares, or sums of squares of these, overflow; gradients that are not finite stay as they are. Scalars
-    are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in blocks of
-    rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a model:
-    [`lo_components.optimizers.LearnedOptimizer`][] to gradients, [`lo_components.aggregators.LearnedAggregator`][] to
-    workers' deltas.
+    Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^9$ count as $\pm 10^9$,
+    lest their squares, or sums of these over the tensor, overflow; gradients that are not finite stay as they are.
+    Scalars are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in
+    blocks of rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a
+    model: [`lo_components.optimizers.LearnedOptimizer`][] to gradients,
+    [`lo_components.aggregators.LearnedAggregator`][] to workers' deltas.
 
     ??? cite "Source"
         The decomposition common to Metz et al. (arXiv 2009.11243), small_fc_lopt and muLO (arXiv 2406.00153).

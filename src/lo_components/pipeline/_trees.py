@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
@@ -77,16 +76,16 @@ def update_tree(
         pipeline.update(grad, states, param, deltas=delta, step=state.step, num_steps=num_steps, loss=loss)
         for grad, states, param, delta in per_tensor
     ]
-    updates, states = ([pair[i] for pair in pairs] for i in range(2))
+    updates, states = [update for update, _ in pairs], [states for _, states in pairs]
     return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
 
 
-def _state_def(pipeline: Pipeline) -> PyTreeDef:
+def _state_def(pipeline: Pipeline) -> Any:
     """The structure of the accumulators' states of one tensor."""
     return jax.tree.structure(jax.eval_shape(pipeline.init, jax.ShapeDtypeStruct((), jnp.float32)))
 
 
-def _stacked(state_def: PyTreeDef, treedef: PyTreeDef, states: list[tuple]) -> tuple[Any, ...]:
+def _stacked(state_def: Any, treedef: Any, states: list[tuple]) -> tuple[Any, ...]:
     """The states of all tensors, with a tree in place of each array."""
     if any(jax.tree.structure(s) != state_def for s in states):
         raise ValueError(
@@ -97,7 +96,7 @@ def _stacked(state_def: PyTreeDef, treedef: PyTreeDef, states: list[tuple]) -> t
     return state_def.unflatten(treedef.unflatten(row[i] for row in rows) for i in range(state_def.num_leaves))
 
 
-def _unstacked(state_def: PyTreeDef, treedef: PyTreeDef, states: tuple[Any, ...]) -> list[tuple]:
+def _unstacked(state_def: Any, treedef: Any, states: tuple[Any, ...]) -> list[tuple]:
     """The inverse of `_stacked`."""
     columns = [treedef.flatten_up_to(column) for column in state_def.flatten_up_to(states)]
     return [state_def.unflatten(column[i] for column in columns) for i in range(treedef.num_leaves)]

@@ -1,5 +1,7 @@
 from typing import TypedDict
 
+from jaxtyping import Array, Float
+
 
 class HeadOptions(TypedDict, total=False):
     """Keyword arguments of all recipes: the size of the MLP and the constants of its step rule.
@@ -8,13 +10,14 @@ class HeadOptions(TypedDict, total=False):
 
     - `hidden_size`: the number of units in each hidden layer; 32 by default, as in the muLO and LAgg-A papers.
     - `hidden_layers`: the number of hidden layers; 2 by default.
-    - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][]; 0.001 by default.
+    - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][]; 0.001 by default. Arrays are
+        meta-learned.
     """
 
     hidden_size: int
     hidden_layers: int
-    step_mult: float
-    exp_mult: float
+    step_mult: float | Float[Array, ""]
+    exp_mult: float | Float[Array, ""]
 
 
 class Options(HeadOptions, total=False):

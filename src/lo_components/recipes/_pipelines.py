@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import accumulators as acc
 from .. import features as ft
@@ -57,8 +57,8 @@ def with_mlp(
     *,
     hidden_size: int = 32,
     hidden_layers: int = 2,
-    step_mult: float = 1e-3,
-    exp_mult: float = 1e-3,
+    step_mult: float | Float[Array, ""] = 1e-3,
+    exp_mult: float | Float[Array, ""] = 1e-3,
     key: PRNGKeyArray,
 ) -> Pipeline:
     """A pipeline of normalized features, a time embedding, an MLP, and a step of direction and magnitude."""

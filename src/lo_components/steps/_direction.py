@@ -14,10 +14,10 @@ class Direction(AbstractStepRule):
 
     **Arguments:**
 
-    - `step_mult`: $\lambda$.
+    - `step_mult`: $\lambda$. An array is meta-learned.
     """
 
-    step_mult: float = 1e-3
+    step_mult: float | Float[Array, ""] = 1e-3
     in_size: int = eqx.field(default=1, init=False, static=True)
     pointwise: ClassVar[bool] = True
     update_rule: ClassVar[UpdateRule] = SCALE_FREE
@@ -32,14 +32,14 @@ class DirectionMagnitude(AbstractStepRule):
     **Arguments:**
 
     - `step_mult`: $\lambda_2$. The muLO paper meta-trains with 0.01 under muP and 0.001 under SP.
-    - `exp_mult`: $\lambda_1$.
+    - `exp_mult`: $\lambda_1$. Arrays are meta-learned.
 
     ??? cite "Source"
         Metz et al. (arXiv 2009.11243); muLO (arXiv 2406.00153), section 3.
     """
 
-    step_mult: float = 1e-3
-    exp_mult: float = 1e-3
+    step_mult: float | Float[Array, ""] = 1e-3
+    exp_mult: float | Float[Array, ""] = 1e-3
     in_size: int = eqx.field(default=2, init=False, static=True)
     pointwise: ClassVar[bool] = True
     update_rule: ClassVar[UpdateRule] = SCALE_FREE

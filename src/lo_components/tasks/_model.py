@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._tree import path_name
+from .._tree import check_build, check_has_arrays, path_name
 from .._types import Params
 from ..nn import declared_parametrization, declared_widths, named_layers
 from ..parametrization import SP, Absorbed, AbstractParametrization, WidthSpec, check_widths, reinitialize
@@ -33,9 +33,11 @@ class TrainedModel(eqx.Module):
 
         - `build`, `parametrization`, `widths`: as in [`lo_components.tasks.ImageClassification`][].
 
-        Raises `ValueError` if the model has arrays that cannot be trained or are not declared, or if its layers were
-        built with another parametrization; `TypeError` if the parametrization needs forward multipliers.
+        Raises `ValueError` if the model has no arrays, or some that cannot be trained or are not declared, or if its
+        layers were built with another parametrization; `TypeError` if `build` is not a function or if the
+        parametrization needs forward multipliers.
         """
+        check_build(build, "lambda key: eqx.nn.MLP(64, 10, 32, 2, key=key)")
         shapes = eqx.filter_eval_shape(build, jax.random.key(0))
         self.build = build
         arrays, self.rest = eqx.partition(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
@@ -45,6 +47,7 @@ class TrainedModel(eqx.Module):
                     f"`build` returns a model with an array of {leaf.dtype} at `{path_name(path)}`, which cannot be "
                     "trained; make it inside the model's `__call__`, or keep it as a tuple of numbers."
                 )
+        check_has_arrays(arrays, shapes)
         built_with = declared_parametrization(shapes)
         if widths is not None:
             if built_with is not None and not isinstance(built_with, SP):
@@ -72,7 +75,7 @@ class TrainedModel(eqx.Module):
                     "Pass the `parametrization` that the layers were built with; it has arrays, or there is none."
                 )
             self.parametrization = found
-        check_widths(self.widths, arrays)
+        check_widths(self.widths, arrays, self.parametrization)
 
     def init(self, *, key: PRNGKeyArray) -> Params:
         """The floating-point arrays of a new model."""

@@ -12,6 +12,7 @@ from ._horizons import LogUniformHorizon as LogUniformHorizon
 from ._inner import AbstractInnerStep as AbstractInnerStep
 from ._inner import GradientStep as GradientStep
 from ._inner import LocalRound as LocalRound
+from ._inner import scaled_for as scaled_for
 from ._meta_loss import AbstractMetaLoss as AbstractMetaLoss
 from ._meta_loss import FinalLoss as FinalLoss
 from ._meta_loss import MeanLoss as MeanLoss

@@ -1,5 +1,5 @@
 import abc
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, overload
 
 import equinox as eqx
 import jax
@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
 from .. import _tree, aggregators
-from .._types import Params, Scales
+from .._types import Params
 from ..aggregators import AbstractAggregator
 from ..optimizers import AbstractOptimizer, OptaxOptimizer, Scaled, StepContext, as_optimizer
 from ..parametrization import SP
@@ -90,8 +90,7 @@ class GradientStep(AbstractInnerStep[AbstractOptimizer]):
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Params, PyTree]:
         loss, grads = _loss_and_grads(task, params, key=key)
-        scales = update_scales(task, learner, params)
-        optimizer = learner if scales is None else Scaled(learner, scales)
+        optimizer = scaled_for(task, learner, params)
         context = StepContext(loss=loss, num_steps=num_steps)
         updates, learner_state = optimizer.update(grads, learner_state, params, context=context)
         return loss, optax.apply_updates(params, updates), learner_state
@@ -206,8 +205,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         if self.participation < 1:
             present = jax.random.bernoulli(self.presence_key(key=key), self.participation, (self.num_workers,))
         loss = _mean_loss(losses, present)
-        scales = update_scales(task, learner, params)
-        aggregator = learner if scales is None else aggregators.Scaled(learner, scales)
+        aggregator = scaled_for(task, learner, params)
         context = StepContext(loss=loss, num_steps=num_steps)
         update, learner_state = aggregator.aggregate(deltas, learner_state, params, present=present, context=context)
         return loss, optax.apply_updates(params, update), learner_state
@@ -216,8 +214,7 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         self, task: AbstractTask, start: Params, worker: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], PyTree[Float[Array, "..."]]]:
         """The loss of a worker before its first step, and its delta."""
-        scales = update_scales(task, self.local_optimizer, start)
-        optimizer = self.local_optimizer if scales is None else Scaled(self.local_optimizer, scales)
+        optimizer = scaled_for(task, self.local_optimizer, start)
 
         def step(i, carry):
             first_loss, params, state = carry
@@ -232,11 +229,31 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
 
 
-def update_scales(task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params) -> Scales | None:
-    """The factors for a learner's updates on a task; `None` means 1."""
+@overload
+def scaled_for(task: AbstractTask, learner: AbstractOptimizer, params: Params) -> AbstractOptimizer: ...
+
+
+@overload
+def scaled_for(task: AbstractTask, learner: AbstractAggregator, params: Params) -> AbstractAggregator: ...
+
+
+def scaled_for(
+    task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params
+) -> AbstractOptimizer | AbstractAggregator:
+    """The learner with its updates multiplied by the scales of a task's parametrization.
+
+    **Arguments:**
+
+    - `task`: gives the widths and the parametrization.
+    - `learner`: an optimizer or an aggregator, whose update rules determine the scales.
+    - `params`: the task's parameters; only their structure and shapes matter.
+    """
     if task.widths is None or isinstance(task.parametrization, SP):
-        return None
-    return task.parametrization.update_scales(task.widths, learner.update_rules(params))
+        return learner
+    scales = task.parametrization.update_scales(task.widths, learner.update_rules(params))
+    if isinstance(learner, AbstractAggregator):
+        return aggregators.Scaled(learner, scales)
+    return Scaled(learner, scales)
 
 
 def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"] | None) -> Float[Array, ""]:
