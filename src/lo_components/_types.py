@@ -32,6 +32,8 @@ def typechecked(fn):
         try:
             return checked(*args, **kwargs)
         except TypeCheckError as error:
+            if f"of {fn.__module__}.{fn.__qualname__}." not in str(error):
+                raise  # from a function that this one calls
             reason = _reason(str(error), signature, args, kwargs)
         raise TypeError(f"{reason} (in `{fn.__qualname__}`).")
 

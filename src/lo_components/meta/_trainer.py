@@ -85,11 +85,17 @@ def meta_optimizer(
     """
     warmup = min(warmup, num_steps // 2)
     schedule = optax.warmup_cosine_decay_schedule(3e-10, peak, warmup, max(num_steps, warmup + 1), end)
+
+    def rate(count):
+        # The state holds the rate from the beginning, and optax's schedules mix integers and floats.
+        with jax.numpy_dtype_promotion("standard"):
+            return schedule(count)
+
     return optax.chain(
         optax.clip_by_global_norm(max_norm),
         optax.scale_by_adam(),
         optax.add_decayed_weights(weight_decay),
-        optax.inject_hyperparams(_descend, hyperparam_dtype=jnp.dtype("float32"))(schedule),
+        optax.inject_hyperparams(_descend, hyperparam_dtype=jnp.dtype("float32"))(rate),
     )
 
 
