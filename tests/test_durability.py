@@ -711,6 +711,15 @@ def test_sigterm_in_the_last_step_leaves_a_finished_run(finished, tmp_path, monk
     assert_identical(train(tmp_path), finished[1])
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Python's own handler, also where the tests run in the background of a shell, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_writes_a_checkpoint_and_raises(finished, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
@@ -723,6 +732,7 @@ def test_ctrl_c_writes_a_checkpoint_and_raises(finished, tmp_path, monkeypatch, 
     assert_identical(train(tmp_path, keep=9), finished[1])
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_a_second_ctrl_c_stops_at_once(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, 10, signal.SIGINT, times=2)
