@@ -8,7 +8,7 @@ from hypothesis import given
 from strategies import gradient_scales, seeds
 
 from lo_components import recipes
-from lo_components.accumulators import FactoredSquares, Momentum, SquaredMomentum
+from lo_components.accumulators import FactoredSquares, Momentum, SquaredMomentum, TensorView
 
 SHAPE = (4, 6)
 OPTIMIZER = recipes.small_fc_lopt(momentum_decays=(0.9,), factored_decays=(0.9,), key=jax.random.key(0))
@@ -23,7 +23,8 @@ def _draw(seed, steps=2):
 def _remember(accumulator, grads):
     state = accumulator.init(grads[0])
     for grad in grads:
-        state = accumulator.update(grad, state)
+        view = TensorView(jnp.zeros_like(grad), grad, (), jnp.asarray(0, jnp.int32))
+        state = accumulator.update(view, state)
     return state, accumulator.read(state)
 
 
