@@ -171,6 +171,28 @@ def test_stacked_layers_have_the_declarations_of_each_layer(ratio, length):
     assert {k: fields(w) for k, w in first.items()} == {"w": ("input", 5, 1.0, m), "b": vector}
 
 
+class _GainedLayer(eqx.Module):
+    linear: eqx.nn.Linear
+    gamma: jax.Array
+
+    def __init__(self, n, key):
+        self.linear = eqx.nn.Linear(n, n, key=key)
+        self.gamma = jnp.full(n, 0.1)
+
+
+@pytest.mark.parametrize("layout", ["in_out", "out_in"])
+def test_an_array_beside_stacked_layers_must_be_declared(layout):
+    """As a matrix, the gains would be sampled anew."""
+
+    def build(n):
+        return eqx.filter_vmap(lambda key: _GainedLayer(n, key))(jax.random.split(jax.random.key(0), 16))
+
+    with pytest.raises(ValueError, match="`gamma`, of shape .16, 16., may be stacked like `linear/weight`"):
+        infer_widths(build, 8, 12, 16, layout=layout)
+    found = infer_widths(build, 8, 12, 16, layout=layout, axes={"gamma": "stack out"})
+    assert (found.gamma.role, found.linear.weight.role, found.linear.weight.fan_in) == ("vector", "hidden", 16)
+
+
 @pytest.mark.parametrize("layout", ["in_out", "out_in"])
 def test_a_first_axis_that_may_stack_layers_or_belong_to_a_kernel_must_be_declared(layout):
     """A guess would be a fan-in of 16 n, and biases that are inputs."""

@@ -162,7 +162,7 @@ def test_reinitialized_models_have_the_deviations_and_keep_their_vectors():
     model, widths = build(48), infer_widths(build, 16, 24, 48)
     model = eqx.tree_at(lambda m: m.layers[0].bias, model, jnp.arange(48.0))
     for parametrization, stds in (
-        (MuP(), (20**-0.5, 48**-0.5, 0.0)),
+        (Absorbed(), (20**-0.5, 48**-0.5, 0.0)),
         (Absorbed(MuP(input_mult=3.0)), (3 * 20**-0.5, 48**-0.5, 0.0)),
         (SP(), (20**-0.5, 48**-0.5, 48**-0.5)),
     ):
@@ -171,7 +171,22 @@ def test_reinitialized_models_have_the_deviations_and_keep_their_vectors():
             np.testing.assert_allclose(np.std(layer.weight), std, rtol=5 / (2 * layer.weight.size) ** 0.5)
             np.testing.assert_array_equal(layer.bias, before.bias)
     with pytest.raises(ValueError, match="`widths` must have one `WidthSpec` of the right shape"):
-        reinitialize(model, infer_widths(build, 16, 24, 32), MuP(), key=KEY)
+        reinitialize(model, infer_widths(build, 16, 24, 32), Absorbed(), key=KEY)
+
+
+def test_forward_multipliers_that_a_model_does_not_apply_are_refused():
+    build = lambda n: eqx.nn.MLP(20, 40, n, 2, key=KEY)  # noqa: E731
+    widths = infer_widths(build, 16, 24, 48)
+    message = (
+        r"The output of `layers/2/weight` must be multiplied by 0.333 .* use `Absorbed\(MuP\(\)\)` in place of `MuP"
+    )
+    with pytest.raises(TypeError, match=message):
+        reinitialize(build(48), widths, MuP(), key=KEY)
+    with pytest.raises(TypeError, match=message):
+        MuP().update_scales(widths, SCALE_FREE)
+    # Layers of this package apply them, also where their widths are inferred.
+    ours = lambda n: MLP(20, 40, width=n, depth=2, parametrization=MuP(), base_width=16, key=KEY)  # noqa: E731
+    MuP().update_scales(infer_widths(ours, 16, 24, 48), SCALE_FREE)
 
 
 @given(multipliers, multipliers, multipliers)

@@ -67,6 +67,9 @@ MISTAKES = {
         PAIR,
         PAIR,
     ),
+    "one scale too many": lambda: one_update(
+        loc.optimizers.Scaled(OPTIMIZER, {"w": 1.0, "b": 1.0}), {"w": jnp.ones(3)}, {"w": jnp.ones(3)}
+    ),
     "widths as scales": lambda: one_update(
         loc.optimizers.Scaled(
             OPTIMIZER, jax.tree.map(lambda p: loc.parametrization.WidthSpec(p.shape, "vector"), PARAMS)

@@ -415,6 +415,59 @@ OTHER_RUNS = {
 }
 
 
+def _loss_times(factor):
+    """A task of a user whose loss closes over a number."""
+
+    class Task(loc.tasks.AbstractTaskWrapper):
+        task: loc.AbstractTask
+
+        def loss(self, params, batch, *, key):
+            return factor * self.task.loss(params, batch, key=key)
+
+    return Task(loc.tasks.Quadratic(jnp.ones(3)))
+
+
+TABLE = np.ones(3, np.float32)
+
+
+class _ReadsTheModule(loc.tasks.AbstractTaskWrapper):
+    task: loc.AbstractTask
+
+    def loss(self, params, batch, *, key):
+        return jnp.sum(TABLE * params**2)
+
+
+class _WithSlots:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, windows):
+        return self.value
+
+
+def _estimator(task, **options):
+    return loc.estimators.PES(loc.unroll.TruncatedUnroll(task, 4, 2), num_pairs=1, **options)
+
+
+def test_what_the_methods_of_a_users_class_depend_on_is_compared(monkeypatch):
+    def found(estimator):
+        return constants(SGD(jnp.asarray(0.1)), estimator)
+
+    def differing(a, b):
+        return {name.rpartition("/")[2] for name in a if a[name] != b[name]}
+
+    assert differing(found(_estimator(_loss_times(1.0))), found(_estimator(_loss_times(2.0)))) == {"factor"}
+    assert not differing(found(_estimator(_loss_times(1.0))), found(_estimator(_loss_times(1.0))))
+    wrapped = _ReadsTheModule(loc.tasks.Quadratic(jnp.ones(3)))
+    before = found(_estimator(wrapped))
+    monkeypatch.setitem(globals(), "TABLE", np.full(3, 2.0, np.float32))
+    assert differing(before, found(_estimator(wrapped))) == {"TABLE (values)"}
+    schedules = [_estimator(_loss_times(1.0), std=_WithSlots(value)) for value in (0.1, 0.2)]
+    assert differing(*map(found, schedules)) == {"value"}
+
+
 @pytest.mark.parametrize("words", OTHER_RUNS)
 def test_a_folder_of_another_run_is_refused_by_name(tmp_path, words):
     other, first = OTHER_RUNS[words]
@@ -473,7 +526,7 @@ def test_training_longer_is_refused_only_if_the_schedule_would_be_another(tmp_pa
         return meta_train(SGD(jnp.asarray(0.01)), ESTIMATOR, num_steps=num_steps, **options)
 
     default(6)
-    with pytest.raises(FileExistsError, match="decay_steps` is 3 there, 4 here"):
+    with pytest.raises(FileExistsError, match="train longer.` is 6 there, 8 here"):
         default(8)
     default(8, meta_optimizer(6))  # goes on with the last learning rate
 

@@ -28,6 +28,7 @@ EXPECTED = {
     "Scaled with its arguments exchanged": ("`optimizer`",),
     "scales of another model": ("`scales`",),
     "one scale too few": ("`scales`", "`b`"),
+    "one scale too many": ("`scales`", "`b`"),
     "widths as scales": ("`scales`", "update_scales"),
     "muP inside optax.flatten": ("`scales`", "optax.flatten"),
     "one loss per example": ("`loss`", "(7,)"),

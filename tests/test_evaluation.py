@@ -34,7 +34,14 @@ ROUND = LocalRound(2, 3, SGD(0.1))
 # Learners.
 
 
-@pytest.mark.parametrize("make", [optax.adam, lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.adam,
+        lambda rate: optax.chain(optax.clip(1.0), optax.sgd(rate)),
+        lambda rate: optax.MultiSteps(optax.sgd(rate), 2),
+    ],
+)
 def test_optax_transformations_are_evaluated_as_they_are(make):
     np.testing.assert_array_equal(
         evaluate(make(0.1), QUADRATIC, num_steps=20, key=KEY).losses,

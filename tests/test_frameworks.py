@@ -148,7 +148,7 @@ def _nnx_step(model, optimizer, x, y):
 @pytest.mark.parametrize("pure", [True, False])
 def test_the_optimizer_of_nnx_trains_a_part_of_a_model_and_goes_on_from_a_copy(pure, tmp_path):
     def build(width):
-        state = nnx.state(NNX(width, nnx.Rngs(0)), nnx.Param)
+        state = nnx.state(NNX(width, nnx.Rngs(0)), TRAINABLE)
         return nnx.as_pure(state) if pure else state
 
     widths = infer_widths(build, 8, 12, WIDTH, layout="in_out")

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 from helpers import SGD, Adam, assert_close, normal_tree
+from jaxtyping import Array, Float
 
 from lo_components import recipes, theta
-from lo_components.optimizers import OptaxOptimizer, Scaled, StepContext, as_optax
+from lo_components.optimizers import AbstractOptimizer, OptaxOptimizer, Scaled, StepContext, as_optax
 from lo_components.parametrization import ORTHOGONALIZED, PROPORTIONAL, SCALE_FREE, RuleByRank, every_leaf
 
 SHAPES = {"w": (3, 4), "b": (4,)}
@@ -155,6 +156,31 @@ def test_scales_where_equinox_leaves_out_a_frozen_part(learned, problem):
     updates, _ = scaled.update(grads, scaled.init(params), params)
     alone, _ = learned.update(grads, learned.init(params), params)
     assert_close(updates["w"], 0.5 * alone["w"])
+
+
+class _Sloppy(AbstractOptimizer[None]):
+    """Its annotations do not allow the default, as is common."""
+
+    log_rate: Float[Array, ""]
+    momentum: Float[Array, ""] = None  # pyright: ignore[reportAssignmentType]
+
+    def update_rules(self, params):
+        return every_leaf(params, PROPORTIONAL)
+
+    def init(self, params):
+        return None
+
+    def update(self, grads, state, params, *, context=StepContext()):
+        return jax.tree.map(lambda g: -jnp.exp(self.log_rate) * g, grads), state
+
+
+def test_an_optimizer_without_constants_is_not_taken_for_theta(problem):
+    params, grads = problem
+    transformation = as_optax(_Sloppy(jnp.zeros(())))
+    updates, _ = transformation.update(grads[0], transformation.init(params), params)
+    assert_close(updates, jax.tree.map(jnp.negative, grads[0]))
+    with pytest.raises(TypeError, match="without `pipeline/step_rule/step_mult`: it seems to be the result of `theta`"):
+        as_optax(theta(recipes.lolv2(key=jax.random.key(0))))
 
 
 def test_multi_steps_is_an_optax_transformation(problem):

@@ -262,6 +262,7 @@ class _RelativeToMean(AbstractFeature):
 class _Sign(AbstractFeature):
     """A feature of a user without fields."""
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=1, init=False, static=True)
 
     def __call__(self, view):
@@ -341,6 +342,53 @@ def test_accumulators_see_parameter_loss_and_step_and_their_statistics_may_be_of
     updates, state = step(state, 6.0)
     norm = 2 * 3.0 * np.sqrt(np.prod(shape))
     np.testing.assert_allclose(updates, np.full(shape, -(norm + 0.5 * 6.0 + 0.25 * 4.0)), rtol=1e-5)
+
+
+class _OfMatrices(AbstractAccumulator[_NormState]):
+    """An accumulator that knows matrices only."""
+
+    produces: ClassVar = _NormState
+
+    def init(self, param):
+        rows, _ = param.shape
+        return _NormState(jnp.zeros(rows, jnp.float32), jnp.zeros(1, jnp.float32))
+
+    def update(self, view, state):
+        return state
+
+    def read(self, state):
+        return _NormState(jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float32))
+
+
+def test_an_accumulator_sees_only_tensors_of_the_model():
+    head = LinearHead(1, 1, key=jax.random.key(0))
+    optimizer = LearnedOptimizer(Pipeline((_OfMatrices(),), Gradient(), head, Direction()))
+    params = {"w": jnp.ones((4, 3))}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert updates["w"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e19, 1e25, 3e38])
+def test_clipping_keeps_the_direction_of_gradients_of_any_size(size):
+    grads = {"w": size * jnp.array([0.6, -0.8]), "b": jnp.zeros(2)}
+    clipped = Clipped(SGD(1.0), 0.5)
+    updates, _ = clipped.update(grads, clipped.init(grads), grads)
+    expected = [-0.3, 0.4] if size > 0.5 else [-0.6 * size, 0.8 * size]
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+    assert not updates["b"].any()
+
+
+def test_gradients_in_float64_that_float32_cannot_hold_are_bounded():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+import lo_components as loc
+optimizer = loc.recipes.small_fc_lopt(key=jax.random.key(0))
+params = {"w": jnp.ones((3, 2), jnp.float64)}
+updates, _ = optimizer.update({"w": jnp.full((3, 2), 1e200)}, optimizer.init(params), params)
+assert np.all(np.isfinite(updates["w"]))
+"""
+    run_python(code)
 
 
 def test_a_state_whose_fields_depend_on_the_shape_is_refused():

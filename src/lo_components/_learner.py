@@ -1,6 +1,7 @@
 """Learners: which of their arrays are meta-parameters."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -46,19 +47,27 @@ def partition(learner: Learner) -> tuple[PyTree, PyTree]:
     return eqx.partition(learner, eqx.is_inexact_array, is_leaf=_is_constant)
 
 
-def is_theta_alone(learner: Any) -> bool:
-    """Whether a learner lacks its constants: they are `None`, which the annotations of their fields do not allow."""
-    return not jax.tree.leaves(partition(learner)[1]) and _lacks_fields(learner)
+def missing_field(learner: Any) -> str | None:
+    """The path of a field that is `None` against its annotation, if the learner lacks all constants, as theta does."""
+    return None if jax.tree.leaves(partition(learner)[1]) else next(_missing(learner, ""), None)
 
 
-def _lacks_fields(node: Any) -> bool:
-    if not isinstance(node, eqx.Module):
-        return isinstance(node, tuple) and any(map(_lacks_fields, node))
-    fields: list[tuple[Any, Any]] = [(f.type, getattr(node, f.name, None)) for f in dataclasses.fields(node)]
-    return any(
-        _lacks_fields(value) if value is not None else kind is not Any and not is_bearable(None, kind)
-        for kind, value in fields
-    )
+def _missing(node: Any, name: str) -> Iterator[str]:
+    children: Any = ()
+    if dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            value, path = getattr(node, field.name, None), f"{name}/{field.name}".lstrip("/")
+            empty = value is None or (isinstance(value, tuple | list) and any(x is None for x in value))
+            # Annotations may be strings, and a default may contradict its annotation.
+            if empty and value != field.default and not (isinstance(field.type, str) or is_bearable(value, field.type)):
+                yield path
+            yield from _missing(value, path)
+    elif isinstance(node, tuple | list):
+        children = enumerate(node)
+    elif isinstance(node, dict):
+        children = node.items()
+    for key, value in children:
+        yield from _missing(value, f"{name}/{key}")
 
 
 def with_constants(tree: PyTree) -> PyTree:

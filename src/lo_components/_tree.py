@@ -43,9 +43,10 @@ def scaled(factor: Any, x: Any) -> Array:
 def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
     """The scale of each leaf of `params`, in their structure, with every `Constant` replaced by its array.
 
-    Scales belong to leaves by their paths. Those of parts that `params` leaves out are not used.
+    Scales belong to leaves by their paths. Those of parts that `params` leaves out (`None`, or masked by optax) are not
+    used.
 
-    Raises `ValueError` unless there is a number for each leaf of `params`.
+    Raises `ValueError` unless there is a number for each leaf of `params`, and for nothing else.
     """
     named = {}
     for path, scale in jax.tree_util.tree_leaves_with_path(scales, is_leaf=_is_constant):
@@ -64,12 +65,21 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
     def scale(path: tuple, _: Any) -> Any:
         if _name(path) not in named:
             raise ValueError(
-                f"`scales` must hold a number for each leaf of `params`, but has none for `{_name(path)}`; scale "
-                "before parts are renamed or joined, for instance outside of `optax.flatten`."
+                "`scales` must hold a number for each leaf of `params`, but has none for "
+                f"`{_name(path) or '(the root)'}`; scale before parts are renamed or joined, for instance outside of "
+                "`optax.flatten`."
             )
         return named[_name(path)]
 
-    return jax.tree_util.tree_map_with_path(scale, params)
+    found = jax.tree_util.tree_map_with_path(scale, params)
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: not jax.tree.leaves(x))
+    there = [_name(path) for path, _ in nodes]
+    if other := [name for name in named if not any(f"{name}/".startswith(f"{node}/") for node in there)]:
+        raise ValueError(
+            f"`scales` holds a number for `{other[0]}`, which `params` does not have; compute them from the widths of "
+            "the arrays to train."
+        )
+    return found
 
 
 def _name(path: tuple) -> str:

@@ -71,6 +71,7 @@ def test_exactly_the_required_statistics_are_asked_for(feature):
 @every_feature
 def test_values_are_pointwise_over_the_tensor(feature, shape, getkey):
     """Channels of some rows are some rows of the channels, so that a tensor can be evaluated block by block."""
+    assert feature.pointwise
     view = _view(feature, jax.random.normal(getkey(), shape))
     whole, part = feature(view), feature(view.rows(jnp.asarray(2, jnp.int32), 3))
     for a, b in zip(whole, part, strict=True):

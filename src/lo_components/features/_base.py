@@ -1,4 +1,5 @@
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -45,12 +46,15 @@ class Channels(eqx.Module):
 
 
 class AbstractFeature(eqx.Module):
-    """Maps the view of one tensor to channels, pointwise over the tensor.
+    """Maps the view of one tensor to channels.
 
     `size` is the total number of channels; `requires` is the set of statistics that the feature reads from the view.
+    `pointwise` says whether each element of `values` depends only on the same element of the view, so that a large
+    tensor can be evaluated in blocks of rows. It is false by default, and the tensor is then evaluated as a whole.
     """
 
     size: AbstractVar[int]
+    pointwise: ClassVar[bool] = False
 
     @property
     def requires(self) -> frozenset[type]:

@@ -25,6 +25,10 @@ class Concat(AbstractFeature):
         return sum(f.size for f in self.features)
 
     @property
+    def pointwise(self) -> bool:
+        return all(f.pointwise for f in self.features)
+
+    @property
     def requires(self) -> frozenset[type]:
         return frozenset().union(*(f.requires for f in self.features))
 
@@ -55,6 +59,10 @@ class RMSNormalized(AbstractFeature):
     @property
     def size(self) -> int:
         return self.feature.size
+
+    @property
+    def pointwise(self) -> bool:
+        return self.feature.pointwise
 
     @property
     def requires(self) -> frozenset[type]:

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
@@ -16,6 +18,7 @@ class FactoredGradient(AbstractFeature):
     - `size`: the number of decay rates.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
 
     @property
@@ -42,6 +45,7 @@ class FactoredMomenta(AbstractFeature):
     - `eps`: $\epsilon$, used below rank 2 only.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
     eps: float = eqx.field(default=1e-6, static=True)
 
@@ -66,6 +70,7 @@ class RowSquares(AbstractFeature):
     - `size`: the number of decay rates.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
 
     @property
@@ -86,6 +91,7 @@ class ColumnSquares(AbstractFeature):
     - `size`: the number of decay rates.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
 
     @property

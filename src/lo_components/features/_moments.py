@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 
@@ -15,6 +17,7 @@ class Momenta(AbstractFeature):
     - `size`: the number of decay rates.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
 
     @property
@@ -35,6 +38,7 @@ class Squares(AbstractFeature):
     - `size`: the number of decay rates.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=1, static=True)
 
     @property
@@ -58,6 +62,7 @@ class NormalizedMomenta(AbstractFeature):
     - `eps`: $\epsilon$.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
     eps: float = eqx.field(default=1e-6, static=True)
 
@@ -91,6 +96,10 @@ class InverseRoot(AbstractFeature):
     @property
     def size(self) -> int:
         return self.feature.size
+
+    @property
+    def pointwise(self) -> bool:
+        return self.feature.pointwise
 
     @property
     def requires(self) -> frozenset[type]:

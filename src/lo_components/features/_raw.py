@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 
 from ..accumulators import TensorView
@@ -10,6 +12,7 @@ class Gradient(AbstractFeature):
     Linear in the gradient.
     """
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=1, init=False, static=True)
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
@@ -19,6 +22,7 @@ class Gradient(AbstractFeature):
 class Parameter(AbstractFeature):
     """The parameter $p$ before the step, one channel. Independent of the gradient."""
 
+    pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=1, init=False, static=True)
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:

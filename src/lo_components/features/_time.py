@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ class TimeEmbedding(AbstractFeature):
         Metz et al. (arXiv 2009.11243); time scales of small_fc_lopt (google/learned_optimization).
     """
 
+    pointwise: ClassVar[bool] = True
     time_scales: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, time_scales: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):

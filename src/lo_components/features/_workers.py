@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ class WorkerDeltas(AbstractFeature):
         LAgg-A of *Meta-learning Optimizers for Communication-Efficient Learning* (arXiv 2312.02204).
     """
 
+    pointwise: ClassVar[bool] = True
     num_workers: int = eqx.field(static=True)
 
     def __init__(self, num_workers: int):
@@ -61,6 +64,7 @@ class PooledWorkerDeltas(AbstractFeature):
         Zaheer et al., *Deep Sets* (arXiv 1703.06114), theorem 2, in the place of `WorkerDeltas` in LAgg-A.
     """
 
+    pointwise: ClassVar[bool] = True
     worker: Float[Array, " c"]
     mean: Float[Array, " c"]
 

@@ -1,14 +1,14 @@
 """Arguments that are mistaken often, with errors that say what to pass instead."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
 import optax
-from beartype.door import is_bearable
+
+from .._learner import missing_field
 
 FunctionT = TypeVar("FunctionT", bound=Callable)
 
@@ -53,7 +53,7 @@ def _check_learner(learner: Any) -> None:
         name = getattr(learner, "__name__", None)
         way_out = f"call it: `{name}(...)`" if callable(learner) and name else "build one with a recipe"
         raise TypeError(f"`learner` must be an optimizer or an aggregator, got {_kind(learner)}; {way_out}.")
-    if (missing := next(_missing(learner, ""), None)) is not None:
+    if (missing := missing_field(learner)) is not None:
         raise ValueError(
             f"`learner` has no `{missing}`: it seems to be the result of `theta`, which holds the meta-parameters "
             "alone; pass the learner, or `equinox.combine(theta, learner)`."
@@ -63,20 +63,3 @@ def _check_learner(learner: Any) -> None:
 def _kind(x: Any) -> str:
     name = getattr(x, "__name__", None)
     return f"the {'class' if isinstance(x, type) else 'function'} `{name}`" if name else f"a {type(x).__name__}"
-
-
-def _missing(node: Any, name: str) -> Iterator[str]:
-    """The fields that are `None`, or hold it, although their annotation forbids that."""
-    if dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            value, path = getattr(node, field.name, None), f"{name}/{field.name}" if name else field.name
-            empty = value is None or (isinstance(value, tuple | list) and any(x is None for x in value))
-            if empty and not isinstance(field.type, str) and not is_bearable(value, field.type):
-                yield path
-            yield from _missing(value, path)
-    elif isinstance(node, tuple | list):
-        for i, value in enumerate(node):
-            yield from _missing(value, f"{name}/{i}")
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _missing(value, f"{name}/{key}")

@@ -28,16 +28,19 @@ _HASHED_BYTES, _PIECES = 2**30, 1024
 _LIBRARIES = {"builtins", "equinox", "functools", "jax", "jaxlib", "lo_components", "numpy", "optax"}
 
 
-def constants(learner: Learner, estimator: Any, optimizer: Any = None, *, key: Any = None) -> dict[str, str]:
+def constants(
+    learner: Learner, estimator: Any, optimizer: Any = None, *, key: Any = None, **others: Any
+) -> dict[str, str]:
     """Numbers, names of classes and functions, shapes and hashes of arrays, as text.
 
     Functions are recorded by their names, their defaults, the values that they close over, and the numbers in their
     code, but not their code. Modules that hold a mesh only place arrays on devices, so the modules that they wrap are
-    recorded in their place. Names of what may differ although a run is the same, because it was computed on another
-    platform or by other versions, contain that platform and those versions.
+    recorded in their place. `others` are recorded by name, texts first. Names of what may differ although a run is the same,
+    because it was computed on another platform or by other versions, contain that platform and those versions.
     """
     digests: dict[int, str] = {}  # of arrays by identity: functions often close over the data of their task
     found = {} if key is None else _of_array("key", key, digests)
+    found |= {name: text for name, text in others.items() if isinstance(text, str)}
     learned = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(theta(learner))}
     of_learner = _described("learner", learner, digests)
     last = [name for name in of_learner if name.partition(" ")[0].removeprefix("learner/") in learned]
@@ -46,6 +49,8 @@ def constants(learner: Learner, estimator: Any, optimizer: Any = None, *, key: A
     if optimizer is not None:
         ready = isinstance(optimizer, optax.GradientTransformation)
         found |= _described("optimizer", optimizer if ready else as_transformation(optimizer), digests)
+    for name, value in others.items():
+        found |= {} if isinstance(value, str) else _described(name, value, digests)
     return found | {name: of_learner[name] for name in last}
 
 
@@ -57,10 +62,12 @@ def _described(name: str, part: Any, digests: dict[int, str], within: tuple[int,
         others[place] = node
         return {"function": _name(node)}
 
-    description, arrays, _ = _description.describe(part, before=_simplified, otherwise=by_name)
+    description, arrays, classes = _description.describe(part, before=_simplified, otherwise=by_name)
     found = {key: _text(value, bool(within)) for key, value in _description.constants(description, name)}
     for place, array in arrays.items():
         found |= _of_array(_join(name, place), array, digests)
+    for kind in sorted((c for c in classes if _package(c) not in _LIBRARIES), key=lambda c: c.__qualname__):
+        others |= {f"{kind.__qualname__}.{method}": function for method, function in _methods(kind).items()}
     for place, node in others.items():
         if id(node) not in within:
             for variable, value in _variables(node).items():
@@ -145,6 +152,24 @@ def _package(function: Any) -> str:
     return str(getattr(function, "__module__", None) or "builtins").partition(".")[0]
 
 
+def _methods(kind: type) -> dict[str, Any]:
+    """The functions that a class of the user's defines itself or inherits from other classes of the user's."""
+    own = [base for base in reversed(kind.__mro__) if _package(base) not in _LIBRARIES]
+    members = {name: member for base in own for name, member in vars(base).items()}
+    functions: dict[str, Any] = {}
+    for name, member in members.items():
+        function: Any = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        functions[name] = inspect.unwrap(function) if callable(function) else None
+    generated = ("<string>", "<dataclass>")
+    return {
+        name: function
+        for name, function in functions.items()
+        if isinstance(function, types.FunctionType)
+        and _package(function) not in _LIBRARIES
+        and not function.__code__.co_filename.startswith(generated)
+    }
+
+
 def _variables(node: Any) -> dict[str, Any]:
     """What a function, or another object that a description cannot hold, depends on, by name."""
     if isinstance(node, functools.partial):
@@ -156,7 +181,10 @@ def _variables(node: Any) -> dict[str, Any]:
         return {"function": node.__func__, **getattr(node.__self__, "__dict__", {})}
     if callable(node) and not isinstance(node, types.FunctionType | type):
         inner = getattr(node, "__wrapped__", None)
-        return dict(getattr(node, "__dict__", {})) if inner is None else {"function": inner}
+        kind: type = type(node)
+        slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ()) if hasattr(node, name)]
+        fields = {name: getattr(node, name) for name in slots} | getattr(node, "__dict__", {})
+        return fields if inner is None else {"function": inner}
     if not isinstance(node, types.FunctionType):
         return {}
     code, ours = node.__code__, _package(node) in _LIBRARIES
@@ -171,7 +199,8 @@ def _variables(node: Any) -> dict[str, Any]:
     if not ours:
         names = {name for inner in _codes(code) for name in inner.co_names}
         numbers = {name: node.__globals__.get(name) for name in sorted(names)}
-        found |= {name: value for name, value in numbers.items() if isinstance(value, bool | int | float)}
+        plain = (bool, int, float, np.ndarray, jax.Array)
+        found |= {name: value for name, value in numbers.items() if isinstance(value, plain)}
         # Compilers of other versions keep other numbers as constants.
         version = f"numbers in the code, Python {sys.version_info.major}.{sys.version_info.minor}"
         found[version] = " ".join(repr(x) for inner in _codes(code) for x in _numbers(inner.co_consts)) or "none"

@@ -18,7 +18,7 @@ from ..unroll import AbstractInnerStep, GradientStep
 from ._arguments import checked
 from ._stream import Windows
 
-Trainer = AbstractOptimizer | AbstractAggregator | optax.GradientTransformation
+Trainer = AbstractOptimizer | AbstractAggregator | optax.GradientTransformation | optax.MultiSteps
 
 
 class Evaluation(eqx.Module):

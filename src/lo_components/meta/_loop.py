@@ -94,17 +94,21 @@ def meta_train(
             f"`callback_every` needs a `callback` and must be a multiple of `log_every`, got {callback_every} with "
             f"`log_every={log_every}`."
         )
+    # The schedule of the default optimizer depends on the number of steps, so a longer run is another run.
+    default = {"num_steps of the default optimizer (pass `optimizer` to train longer)": str(num_steps)}
+    parts: dict[str, Any] = default if optimizer is None else {}
     optimizer = meta_optimizer(num_steps) if optimizer is None else optimizer
     source = None if stream is None else Windows(stream, estimator)
     # What is in a window does not identify a run.
     without_window = estimator if source is None else with_window(estimator, None)
     with contextlib.ExitStack() as stack:
-        run = None
-        if checkpoints is not None:
-            run = DurableRun(checkpoints, lambda: constants(learner, without_window, optimizer, key=key))
-            stack.enter_context(run)
+        run, parts["stream"] = None, "none"
         if source is not None:
             estimator = stack.enter_context(source).next()
+            parts |= {"stream": "passed", "stream and its first window": source.identity()}
+        if checkpoints is not None:
+            run = DurableRun(checkpoints, lambda: constants(learner, without_window, optimizer, key=key, **parts))
+            stack.enter_context(run)
         state, metadata = _init(learner, estimator, optimizer, key=key), {}
         if run is not None:
             state, metadata = run.resume(state)

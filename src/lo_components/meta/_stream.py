@@ -63,6 +63,10 @@ class Windows(Generic[TreeT]):
         self._tree = with_window(self._tree, window)
         return self._tree
 
+    def identity(self) -> tuple[dict[str, int], Any]:
+        """What tells this stream from others: its settings, and the first window, which must have been read."""
+        return self._start, [task.batches for task in streamed_tasks(self._tree)][:1]
+
     def state(self) -> dict[str, int]:
         """The position after the last window."""
         return self._windows.state()

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._learner import is_theta_alone
+from .._learner import missing_field
 from .._types import Params, brief, typechecked
 from ..parametrization import UpdateRule, every_leaf
 from ._base import AbstractOptimizer, StepContext, cast_like, checked_update
@@ -132,9 +132,13 @@ def as_optimizer(optimizer: AbstractOptimizer | Transformation, name: str = "opt
         return OptaxOptimizer(optimizer)
     way_out = ""
     if isinstance(optimizer, AbstractOptimizer):
-        if not is_theta_alone(optimizer):
+        missing = missing_field(optimizer)
+        if missing is None:
             return optimizer
-        way_out = " without its constants; join the parts of `partition(optimizer)` by `equinox.combine(theta, rest)`"
+        way_out = (
+            f" without `{missing}`: it seems to be the result of `theta`; pass the optimizer, or "
+            "`equinox.combine(theta, optimizer)`"
+        )
     elif callable(optimizer) and not isinstance(optimizer, eqx.Module):
         way_out = "; call it, and pass its result"
     elif hasattr(optimizer, "aggregate"):

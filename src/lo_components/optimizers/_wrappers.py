@@ -87,10 +87,24 @@ class Clipped(AbstractOptimizer[StateT]):
     def update(
         self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, StateT]:
-        norm = optax.tree.norm(jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32), grads))
-        factor = jnp.where(jnp.isfinite(norm), self.max_norm / jnp.maximum(norm, self.max_norm), jnp.nan)
-        clipped = jax.tree.map(lambda g: _tree.scaled(factor, g), grads)
+        # Squares of gradients above 1e19 would overflow, and so would the inverse of the largest, hence its root.
+        scale = jax.lax.rsqrt(jnp.maximum(_largest(grads), 1.0))
+        units = jax.tree.map(lambda g: jnp.asarray(g).astype(jnp.float32) * scale * scale, grads)
+        norm = optax.tree.norm(units)
+        limit = jnp.where(jnp.isfinite(norm), self.max_norm, jnp.nan)
+
+        def clip(unit, grad):
+            grad = jnp.asarray(grad)
+            return jnp.where(norm <= limit * scale * scale, grad, (unit * (limit / norm)).astype(grad.dtype))
+
+        clipped = jax.tree.map(clip, units, grads)
         return self.optimizer.update(clipped, state, params, context=context)
+
+
+def _largest(tree: PyTree) -> Float[Array, ""]:
+    """The largest absolute value; NaN if there is one, infinity if one is infinite."""
+    leaves = [jnp.max(jnp.abs(x.astype(jnp.float32)), initial=0.0) for x in map(jnp.asarray, jax.tree.leaves(tree))]
+    return jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), jnp.float32)
 
 
 class Decayed(AbstractOptimizer[StateT]):

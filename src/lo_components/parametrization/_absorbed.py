@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._types import typechecked
-from ._base import AbstractParametrization, Axis, WidthSpec, check_widths
+from ._base import AbstractParametrization, Axis, WidthSpec, check_multipliers, check_widths
 from ._mup import MuP
 from ._rule import UpdateRule
 
@@ -71,11 +71,13 @@ def reinitialize(
         multipliers.
     - `key`: for the samples.
 
-    Raises `ValueError` if `widths` does not match `model`, or if a query and a key (or a value and an output) of an
-    attention would both start at zero.
+    Raises `TypeError` if `widths` were inferred and the parametrization needs forward multipliers, which the model's
+    own code does not apply. Raises `ValueError` if `widths` does not match `model`, or if a query and a key (or a value
+    and an output) of an attention would both start at zero.
     """
     params, static = eqx.partition(model, eqx.is_inexact_array)
     check_widths(widths, params, parametrization)
+    check_multipliers(widths, parametrization)
     leaves, treedef = jax.tree.flatten(params)
 
     def sample(leaf, spec: WidthSpec, key):

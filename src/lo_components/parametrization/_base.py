@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._tree import structure_difference
+from .._tree import concrete, structure_difference
 from .._types import Scales, brief, path_name
 from ._rule import UNSCALED, UpdateRule, every_leaf
 
@@ -70,6 +70,7 @@ class WidthSpec:
     - `residual`: whether the array belongs to a residual branch.
     - `bottleneck`: whether an array of role `"output"` is followed by further layers instead of being the readout, so
         that it must not start at zero.
+    - `inferred`: whether the array is in a layer of another library, which applies no forward multiplier.
 
     Raises `ValueError` if a value is out of range, or if an array of another role than `"vector"` has no `fan_in`.
     """
@@ -81,6 +82,7 @@ class WidthSpec:
     fan_out_mult: float = 1.0
     residual: bool = False
     bottleneck: bool = False
+    inferred: bool = dataclasses.field(default=False, compare=False)
 
     def __post_init__(self):
         if self.role not in ("input", "hidden", "output", "vector"):
@@ -171,6 +173,18 @@ def check_widths(
         )
     if parametrization is not None:
         _check_zeros(widths, parametrization)
+
+
+def check_multipliers(widths: PyTree[WidthSpec], parametrization: "AbstractParametrization") -> None:
+    """Raise `TypeError` if the model of inferred widths would have to apply forward multipliers."""
+    for path, spec in _with_names(widths):
+        if isinstance(spec, WidthSpec) and spec.inferred:
+            multiplier = parametrization.forward_multiplier(spec)
+            if concrete(multiplier) and multiplier != 1:
+                raise TypeError(
+                    f"The output of `{path}` must be multiplied by {float(multiplier):.3g} under this parametrization, "
+                    "which the model's own code does not do; use `Absorbed(MuP())` in place of `MuP()`."
+                )
 
 
 def _with_names(tree: PyTree) -> list[tuple[str, Any]]:
@@ -284,7 +298,11 @@ class AbstractParametrization(eqx.Module):
 
         - `widths`: the declarations of a model's arrays.
         - `rules`: the optimizer's or aggregator's rules, in the structure of `widths`, or one rule for all arrays.
+
+        Raises `TypeError` if `widths` were inferred from a model that does not apply the forward multipliers of this
+        parametrization.
         """
+        check_multipliers(widths, self)
         if isinstance(rules, UpdateRule):
             rules = every_leaf(widths, rules)
 

@@ -90,14 +90,13 @@ def infer_widths(
                 f"as `roles={{{path!r}: 'input'}}`, and divide the logits by the width multiplier in the model."
             )
         found, by_user = axes_of(array, stacks.get(path, 0))
-        if by_user:
-            stacked |= {(i, array.target[i]): path for i in indices(found, "stack")}
-        elif owner is None and path not in stacks:
+        if not by_user and owner is None and path not in stacks:
             by_layout.append(path)
         found = complete(array, found, owner, layout) if role != "vector" or by_user else None
+        stacked |= {(i, array.target[i]): path for i in indices(found or (), "stack")}
         if role is not None and not by_user:
             found = _turned(array, found, role)
-        specs[path] = declare(array, found, role)
+        specs[path] = dataclasses.replace(declare(array, found, role), inferred=not hasattr(owner, "multiplier"))
     axes_of.check_all_used()
     role_of.check_all_used()
     for path in by_layout:

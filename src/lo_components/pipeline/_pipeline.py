@@ -10,7 +10,6 @@ from ..features import AbstractFeature, Channels
 from ..heads import AbstractHead
 from ..steps import AbstractStepRule
 from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
-from ._trial import are_pointwise
 
 # The sum of 1e20 squares stays finite. Where the sum of fourth powers does not, RMS-normalized second moments are 0.
 _LARGEST = 1e9
@@ -27,7 +26,7 @@ class Pipeline(eqx.Module):
     Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^9$ count as $\pm 10^9$,
     lest their squares, or sums of these over the tensor, overflow; gradients that are not finite stay as they are.
     Scalars are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in
-    blocks of rows, unless features are found not to be pointwise. Learners apply one pipeline to every tensor of a
+    blocks of rows if the features are pointwise. Learners apply one pipeline to every tensor of a
     model: [`lo_components.optimizers.LearnedOptimizer`][] to gradients,
     [`lo_components.aggregators.LearnedAggregator`][] to workers' deltas.
 
@@ -120,12 +119,12 @@ class Pipeline(eqx.Module):
             return param, states
         view = TensorView(
             param=tensor,
-            grad=_bounded(_as_tensor(grad)),
+            grad=_as_tensor(_bounded(grad)),
             stats=(),
             step=step,
             num_steps=num_steps,
             loss=loss,
-            deltas=None if deltas is None else _bounded(_workers_as_tensor(deltas)),
+            deltas=None if deltas is None else _workers_as_tensor(_bounded(deltas)),
         )
         states = tuple(a.update(view, s) for a, s in zip(self.accumulators, states, strict=True))
         stats = tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
@@ -134,7 +133,7 @@ class Pipeline(eqx.Module):
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
         shape, rows = view.param.shape, rows_per_block(view.param.shape)
-        if rows == shape[0] or not are_pointwise(self.features, self.accumulators, view):
+        if rows == shape[0] or not self.features.pointwise:
             return self._pointwise(self.features(view), view)
         # Two passes over blocks of rows that fit in the cache: first the sums of squares, then everything else.
         sums = square_sums(self.features, view, rows)
@@ -161,6 +160,7 @@ def _workers_as_tensor(x) -> Float[Array, "workers *shape"]:
     return x[:, None] if x.ndim == 1 else x
 
 
-def _bounded(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Finite elements clipped at `_LARGEST`."""
+def _bounded(x: Float[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """Finite elements clipped at `_LARGEST`, before a conversion of float64 could make them infinite."""
+    x = jnp.asarray(x)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), x)

@@ -41,7 +41,7 @@ def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
     """
     leaves, treedef = jax.tree.flatten(params)
     return PipelineState(
-        jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline), treedef, [pipeline.init(p) for p in leaves])
+        jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, [pipeline.init(p) for p in leaves])
     )
 
 
@@ -68,7 +68,7 @@ def update_tree(
     **Returns:** the updates to add to `params`, in their dtypes, and the next state.
     """
     params_flat, treedef = jax.tree.flatten(params)
-    state_def = _state_def(pipeline)
+    state_def = _state_def(pipeline, params_flat)
     states_flat = _unstacked(state_def, treedef, state.accumulators)
     deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
     per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
@@ -80,9 +80,9 @@ def update_tree(
     return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
 
 
-def _state_def(pipeline: Pipeline) -> Any:
+def _state_def(pipeline: Pipeline, params: list) -> Any:
     """The structure of the accumulators' states of one tensor."""
-    return jax.tree.structure(jax.eval_shape(pipeline.init, jax.ShapeDtypeStruct((), jnp.float32)))
+    return jax.tree.structure(jax.eval_shape(pipeline.init, params[0] if params else jnp.zeros(1)))
 
 
 def _stacked(state_def: Any, treedef: Any, states: list[tuple]) -> tuple[Any, ...]:
