@@ -162,7 +162,7 @@ class _Sloppy(AbstractOptimizer[None]):
     """Its annotations do not allow the default, as is common."""
 
     log_rate: Float[Array, ""]
-    momentum: Float[Array, ""] = None  # pyright: ignore[reportAssignmentType]
+    momentum: Float[Array, ""] = None
 
     def update_rules(self, params):
         return every_leaf(params, PROPORTIONAL)

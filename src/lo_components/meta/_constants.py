@@ -35,8 +35,8 @@ def constants(
 
     Functions are recorded by their names, their defaults, the values that they close over, and the numbers in their
     code, but not their code. Modules that hold a mesh only place arrays on devices, so the modules that they wrap are
-    recorded in their place. `others` are recorded by name, texts first. Names of what may differ although a run is the same,
-    because it was computed on another platform or by other versions, contain that platform and those versions.
+    recorded in their place. `others` are recorded by name, texts first. Names of what may differ although a run is the
+    same, because it was computed on another platform or by other versions, contain that platform and those versions.
     """
     digests: dict[int, str] = {}  # of arrays by identity: functions often close over the data of their task
     found = {} if key is None else _of_array("key", key, digests)

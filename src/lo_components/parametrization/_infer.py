@@ -96,7 +96,7 @@ def infer_widths(
         stacked |= {(i, array.target[i]): path for i in indices(found or (), "stack")}
         if role is not None and not by_user:
             found = _turned(array, found, role)
-        specs[path] = dataclasses.replace(declare(array, found, role), inferred=not hasattr(owner, "multiplier"))
+        specs[path] = dataclasses.replace(declare(array, found, role), inferred=path not in model.multiplied)
     axes_of.check_all_used()
     role_of.check_all_used()
     for path in by_layout:
@@ -186,6 +186,7 @@ class _Shapes:
     def __init__(self, build: Any, size: int):
         check_build(build, "lambda width: eqx.nn.MLP(64, 10, width, 2, key=key)")
         self.tied: dict[str, str] = {}
+        self.multiplied: set[str] = set()  # in layers of this package, which apply forward multipliers
 
         def traced():
             model = build(size)
@@ -210,6 +211,11 @@ class _Shapes:
         self.normed: dict[str, Any] = {}
         self._find_owners(shapes, lambda node: isinstance(node, NORMED))
         self._find_owners(shapes, is_known_layer)
+        applies = lambda node: hasattr(node, "multiplier")  # noqa: E731
+        for path, node in jax.tree_util.tree_leaves_with_path(shapes, is_leaf=applies):
+            if applies(node):
+                inner = jax.tree_util.tree_leaves_with_path(eqx.filter(node, _is_inexact_shape))
+                self.multiplied |= {path_name((*path, *rest)) for rest, _ in inner}
 
     def _find_owners(self, model: PyTree, is_owner: Callable[[Any], bool]) -> None:
         for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_owner):
