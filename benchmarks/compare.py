@@ -30,7 +30,7 @@ def check_out(commit: str, folder: Path) -> Path:
     command = ["git", "archive", commit, "src"]
     result = subprocess.run(command, cwd=FOLDER.parent, capture_output=True)
     if result.returncode:
-        sys.exit(f"There is no commit {commit} here; name another one, or fetch more of the history.")
+        sys.exit(f"There is no commit {commit!r} here; name another one, or fetch more of the history.")
     with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder / "src"

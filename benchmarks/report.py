@@ -14,10 +14,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(out: Path, rows: list[dict], **more: Any) -> None:
-    """Write `rows` and `more` to `out` as JSON, with what they depend on. `out` is whole or absent at any time."""
+    """Write `rows` and `more` to `out` as JSON, with what they depend on."""
+    save(out, {**facts(), **more, "rows": rows})
+
+
+def save(out: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `out` as JSON; the file is whole or absent at any time."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}")
-    part.write_text(json.dumps({**facts(), **more, "rows": rows}, indent=1) + "\n")
+    part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(out)
 
 

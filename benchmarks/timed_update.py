@@ -54,14 +54,21 @@ class TimedUpdate:
         self.seconds.append((time.perf_counter() - begin) / calls)
 
 
-def time_in_turn(contenders: Iterable[TimedUpdate], *, rounds: int, calls: int) -> None:
-    """Call each contender `calls` times in every round. A round before the first one warms up and is not counted."""
+def time_in_turn(contenders: Iterable[TimedUpdate], *, rounds: int, calls: int | None) -> None:
+    """Call each contender `calls` times in every round, or for about 0.1 s (at most 200 times) if `calls` is `None`.
+
+    Two calls before the first round warm up and are not counted.
+    """
     contenders = list(contenders)
-    for _ in range(1 + rounds):
-        for contender in contenders:
-            contender.run(calls)
+    calls_of = {}
     for contender in contenders:
-        del contender.seconds[0]
+        contender.run(1)
+        contender.run(1)
+        calls_of[contender] = calls or min(200, max(1, int(0.1 / contender.seconds[-1])))
+        contender.seconds.clear()
+    for _ in range(rounds):
+        for contender in contenders:
+            contender.run(calls_of[contender])
 
 
 def row(contender: TimedUpdate, adam: TimedUpdate) -> dict[str, Any]:
