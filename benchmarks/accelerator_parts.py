@@ -39,6 +39,8 @@ def tests(smoke: bool) -> Rows:
         only = ["-k", "test_every_step_agrees_with_the_original and mlp_lopt"] if smoke else []
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         subprocess.run([*command, *TESTS[: 1 if smoke else None], *only], cwd=ROOT, env={**os.environ, **precision})
+        if not report.exists():
+            raise RuntimeError("The tests did not run; install the library with `pip install -e '.[test]'`.")
         cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     return [{"tests": len(cases), "failed": failed, "precision": "float32"}]
