@@ -18,7 +18,17 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from models import transformer
 
 # Operations that only rearrange or create values: they stack tensors, and take the results apart.
-MOVES = {"slice", "dynamic_slice", "concatenate", "reshape", "broadcast_in_dim", "transpose", "pad", "constant"}
+MOVES = {
+    "slice",
+    "dynamic_slice",
+    "concatenate",
+    "reshape",
+    "broadcast_in_dim",
+    "transpose",
+    "pad",
+    "constant",
+    "convert",
+}
 
 
 def stablehlo(function, *args) -> collections.Counter:
