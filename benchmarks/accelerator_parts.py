@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from models import gpt2, mlp, vit
 from pes import PAIRS, WINDOW, Contender
@@ -50,7 +51,7 @@ def update(model: str, hidden_size: int, hidden_layers: int, smoke: bool) -> Row
     """One update of a model by Adam and by a learned optimizer, in turn, and the time to read and write an array."""
     shapes = {
         "mlp": lambda: mlp(8, 16) if smoke else mlp(),
-        "vit": lambda: vit(1, 16, image=32) if smoke else vit(),
+        "vit": lambda: vit(0, 16, image=32) if smoke else vit(),
         "decoder": lambda: gpt2(1, 16, 64, 32) if smoke else gpt2(),
     }[model]()
     learned = f"small_fc_lopt {hidden_size}x{hidden_layers}"
@@ -94,8 +95,8 @@ def pes(smoke: bool) -> Rows:
     task = loc.tasks.mlp_classification(
         images, width=width, depth=depth, batch_size=batch, parametrization=loc.parametrization.MuP()
     )
-    hidden = dict(hidden_size=4, hidden_layers=1) if smoke else dict(hidden_size=32, hidden_layers=2)
-    contender = Contender(task, loc.recipes.mulo(**hidden, key=jax.random.key(0)))
+    learner = loc.recipes.mulo(hidden_size=32, hidden_layers=2, key=jax.random.key(0))
+    contender = Contender(task, small_learner() if smoke else learner)
     print(f"the first meta-step took {contender.first_step_seconds:.1f} s", flush=True)
     for _ in range(1 if smoke else 8):
         contender.run()
@@ -105,12 +106,18 @@ def pes(smoke: bool) -> Rows:
     return [{**facts, **rate, "first_step_seconds": contender.first_step_seconds}]
 
 
+def small_learner():
+    """SGD with a learned learning rate, which is compiled quickly."""
+    return loc.optimizers.OptaxOptimizer(optax.sgd, jnp.asarray(0.1))
+
+
 def digits_pes(pairs: int, smoke: bool):
-    """PES on digits with small_fc_lopt 4x2, and the optimizer."""
+    """PES on digits, and small_fc_lopt 4x2."""
     task = loc.tasks.mlp_classification(loc.data.digits(), width=32, depth=1, batch_size=64)
     horizon = loc.unroll.LogUniformHorizon(100, 1000)
     unroll = loc.unroll.TruncatedUnroll(task, horizon, 5 if smoke else 50)
-    return loc.estimators.PES(unroll, num_pairs=pairs), loc.recipes.small_fc_lopt(hidden_size=4, key=jax.random.key(0))
+    learner = loc.recipes.small_fc_lopt(hidden_size=4, key=jax.random.key(0))
+    return loc.estimators.PES(unroll, num_pairs=pairs), small_learner() if smoke else learner
 
 
 def sharded(smoke: bool) -> Rows:
@@ -143,7 +150,7 @@ def shard_map(smoke: bool) -> Rows:
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("models",), devices=devices)
     optimizer = loc.recipes.small_fc_lopt(hidden_size=4, key=jax.random.key(0))
-    shapes = mlp(8, 16) if smoke else mlp()
+    shapes = {"w": (16, 8)} if smoke else mlp()
     keys = dict(zip(shapes, jax.random.split(jax.random.key(1), len(shapes)), strict=True))
     params = {name: jax.random.normal(keys[name], (len(devices), *shape)) for name, shape in shapes.items()}
     spec = PartitionSpec("models")
