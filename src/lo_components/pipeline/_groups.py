@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .. import _tree
@@ -60,12 +61,17 @@ def update_group(pipeline: Pipeline, tensors: Sequence[Tensor], context: Context
     longest = tensors[lengths.index(max(lengths))]
     stacked = jax.tree.map(lambda like, *xs: jnp.stack([_padded(x, like.shape) for x in xs]), longest, *tensors)
     counted = None if min(lengths) == max(lengths) else jnp.asarray(lengths, jnp.int32)
+    # Barriers, lest XLA fuse the arithmetic with the stacking and unstacking, and compile it once for each tensor.
+    stacked = jax.lax.optimization_barrier(stacked)
     results = jax.vmap(lambda tensor, length: _update(pipeline, tensor, context, length))(stacked, counted)
+    # Hiding the indices from the compiler makes all unstacking alike, so it is compiled once.
+    indices = [jnp.asarray(i, jnp.int32) for i in range(len(tensors))]
+    results, indices = jax.lax.optimization_barrier((results, indices))
 
-    def result(i: int, tensor: Tensor) -> tuple[Array, PyTree]:
+    def result(i: Int[Array, ""], tensor: Tensor) -> tuple[Array, PyTree]:
         return jax.tree.map(lambda out, like: _entry(out, i, like.shape), results, (tensor.param, tensor.states))
 
-    return [result(i, tensor) for i, tensor in enumerate(tensors)]
+    return [result(i, tensor) for i, tensor in zip(indices, tensors, strict=True)]
 
 
 def _update(
@@ -81,7 +87,7 @@ def _padded(x: Array, shape: tuple[int, ...]) -> Array:
     return jnp.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)])
 
 
-def _entry(stacked: Array, i: int, shape: tuple[int, ...]) -> Array:
+def _entry(stacked: Array, i: Int[Array, ""], shape: tuple[int, ...]) -> Array:
     """Entry `i`, without padding."""
-    zeros = [0] * len(shape)
-    return jax.lax.slice(stacked, (i, *zeros), (i + 1, *shape)).reshape(shape)
+    zeros = [np.int32(0)] * len(shape)
+    return jax.lax.dynamic_slice(stacked, (i, *zeros), (1, *shape), allow_negative_indices=False).reshape(shape)
