@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from .. import _tree
 from ._pipeline import Pipeline
 
-# Vectors up to this length are padded to the longest of them, longer ones to less than twice their length.
-_SHORT = 2**10
+# Vectors up to this length are padded to the longest of them. Longer ones may be sharded, which padding would undo.
+_SHORT = 2**8
 
 
 class Tensor(NamedTuple):
@@ -33,7 +34,7 @@ class Context(NamedTuple):
 
 
 def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The indices of tensors to compute together: small ones of one shape, and vectors of similar lengths."""
+    """The indices of tensors to compute together: small ones of one shape, and short vectors."""
     padded = pipeline.features.pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
     groups: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
@@ -41,8 +42,8 @@ def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
         if size == 0 or size >= _tree.BLOCKED_FROM:
             key = i  # stacking a large tensor would cost more than compiling it
         else:
-            similar = (max(size, _SHORT) - 1).bit_length() if padded and len(shape) == 1 else shape
-            key = (similar, *map(_kind, jax.tree.leaves(tensor)))
+            short = padded and len(shape) == 1 and size <= _SHORT
+            key = (None if short else shape, *map(_kind, jax.tree.leaves(tensor)))
         groups.setdefault(key, []).append(i)
     return list(groups.values())
 
@@ -53,8 +54,23 @@ def _kind(x: Array) -> tuple:
     return kind.dtype, kind.sharding
 
 
-def update_group(pipeline: Pipeline, tensors: Sequence[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
+def update_group(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
     """The update and the next states of each tensor."""
+    results = [(tensor.param, tensor.states) for tensor in tensors]
+    if not any(map(_is_explicit, jax.tree.leaves(results))):
+        return _updated(pipeline, tensors, context)
+    # Results are sharded like what they replace; the compiler shards everything between.
+    arrays, rest = eqx.partition((pipeline, tensors, context), eqx.is_array)
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results)
+    return jax.sharding.auto_axes(lambda arrays: _updated(*eqx.combine(arrays, rest)), out_sharding=shardings)(arrays)
+
+
+def _is_explicit(x: Array) -> bool:
+    """Whether `x` is sharded over explicit mesh axes."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def _updated(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
     if len(tensors) == 1:
         return [_update(pipeline, tensors[0], context)]
     lengths = [tensor.param.shape[0] for tensor in tensors]

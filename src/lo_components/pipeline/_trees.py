@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
+from ._devices import sharded_like
 from ._groups import Context, Tensor, grouped, update_group
 from ._pipeline import Pipeline
 
@@ -31,7 +32,10 @@ class PipelineState(NamedTuple):
 
 
 def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
-    """The state before the first step.
+    """The state before the first step, on the devices of the parameters and sharded like them.
+
+    Inside `jax.jit`, shardings over automatic mesh axes are not known: compute the state outside, or pass
+    `out_shardings`.
 
     **Arguments:**
 
@@ -41,9 +45,8 @@ def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
     Raises `ValueError` if the structure of an accumulator's state depends on the tensor's shape.
     """
     leaves, treedef = jax.tree.flatten(params)
-    return PipelineState(
-        jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, [pipeline.init(p) for p in leaves])
-    )
+    states = [sharded_like(pipeline.init(p), p) for p in leaves]
+    return PipelineState(jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, states))
 
 
 def update_tree(
