@@ -15,7 +15,7 @@ from . import _learner
 from ._types import brief
 from ._types import path_name as path_name
 
-BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks of rows
+BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in blocks
 
 
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:

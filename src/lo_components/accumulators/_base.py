@@ -1,5 +1,5 @@
 import abc
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -28,9 +28,13 @@ class AbstractAccumulator(eqx.Module, Generic[StateT]):
     are `[c, rows, 1]`. A statistic of the tensor as a whole, such as the norm of its gradient or a moving average of
     the loss, is `[c]`. Reductions over the axes of the tensor belong in `update` or `read`, which always see the whole
     tensor.
+
+    `pointwise_on_vectors` says whether each element of the state of a vector depends only on the same element of the
+    view, so that vectors of different lengths can be padded and computed together. It is false by default.
     """
 
     produces: AbstractClassVar[type]
+    pointwise_on_vectors: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, param: Float[Array, "*shape"]) -> StateT:

@@ -80,6 +80,7 @@ class FactoredSquares(AbstractAccumulator[FactoredState]):
     """
 
     produces: ClassVar = FactoredSecondMoment
+    pointwise_on_vectors: ClassVar[bool] = True
     decays: Decays
 
     def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):

@@ -42,6 +42,7 @@ class Momentum(AbstractAccumulator[FirstMoment]):
     """
 
     produces: ClassVar = FirstMoment
+    pointwise_on_vectors: ClassVar[bool] = True
     decays: Decays
 
     def __init__(self, decays: Sequence[float] = (0.9, 0.99, 0.999), *, learnable: bool = False):
@@ -73,6 +74,7 @@ class SquaredMomentum(AbstractAccumulator[SecondMoment]):
     """
 
     produces: ClassVar = SecondMoment
+    pointwise_on_vectors: ClassVar[bool] = True
     decays: Decays
 
     def __init__(self, decays: Sequence[float] = (0.999,), *, learnable: bool = False):

@@ -1,8 +1,11 @@
+import dataclasses
+import math
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 StatT = TypeVar("StatT")
 
@@ -27,6 +30,9 @@ class TensorView(eqx.Module):
     - `num_steps`: the length of training, if known.
     - `loss`: this step's loss, if known.
     - `deltas`: for aggregators, each worker's new parameter minus the old one, `[workers, *shape]`.
+    - `size`: the number of elements of the tensor, by which means are divided. It differs from that of `param` if the
+        view shows a block of the tensor only; `None` for the size of `param`.
+    - `counted`: which elements count in sums; `None` for all. The others are padding, or belong to another block.
     """
 
     param: Float[Array, "*shape"]
@@ -36,6 +42,8 @@ class TensorView(eqx.Module):
     num_steps: Int[Array, ""] | None = None
     loss: Float[Array, ""] | None = None
     deltas: Float[Array, "workers *shape"] | None = None
+    size: int | Int[Array, ""] | None = None
+    counted: Bool[Array, "*#shape"] | None = None
 
     def stat(self, kind: type[StatT]) -> StatT:
         """The statistic of type `kind`. It is looked up while tracing, which costs nothing at run time.
@@ -66,21 +74,49 @@ class TensorView(eqx.Module):
             raise ValueError(f"A part of the pipeline needs `{name}`, which is not known: {_WAYS[name]}.")
         return value
 
-    def rows(self, start: Int[Array, ""], size: int) -> "TensorView":
-        """The view of rows `start : start + size` (first axis) of the tensor. Axes of size 1 stay as they are."""
-        total = self.param.shape[0]
+    def mean_square(self, values: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
+        """The mean square over the tensor of each of some channels; if the view shows a block, its part of that mean.
 
-        def take(x, axis: int):
-            if x is None or x.ndim <= axis or x.shape[axis] != total or total == 1:
-                return x
-            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        **Arguments:**
 
-        return TensorView(
-            param=take(self.param, 0),
-            grad=take(self.grad, 0),
-            stats=jax.tree.map(lambda x: take(x, 1), self.stats),
-            step=self.step,
-            num_steps=self.num_steps,
-            loss=self.loss,
-            deltas=take(self.deltas, 1),
+        - `values`: the channels; along axes of size 1 they are constant.
+        """
+        axes = tuple(range(1, values.ndim))
+        constant = tuple(axis - 1 for axis in axes if values.shape[axis] == 1)
+        size = self.param.size if self.size is None else self.size
+        squares = values * values
+        if self.counted is None:
+            repeats = math.prod(self.param.shape[axis] for axis in constant)
+            weight = repeats / max(1, size) if isinstance(size, int) else repeats / size.astype(jnp.float32)
+            return jnp.sum(squares, axis=axes) * weight
+        counts = jnp.broadcast_to(self.counted, self.param.shape)
+        counts = jnp.sum(counts, axis=constant, keepdims=True, dtype=jnp.float32) if constant else counts
+        total = jnp.sum(jnp.where(counts > 0, squares, 0.0) * counts, axis=axes)
+        return total / jnp.asarray(size, jnp.float32)
+
+    def tensors(self) -> list[Float[Array, "c *#shape"]]:
+        """The arrays that have the axes of the tensor, each with a leading axis."""
+        counted = [] if self.counted is None else [self.counted[None]]
+        deltas = [] if self.deltas is None else [self.deltas]
+        return [self.param[None], self.grad[None], *filter(self._has_axes, jax.tree.leaves(self.stats)), *deltas, *counted]
+
+    def with_tensors(self, tensors: list[Float[Array, "c *#shape"]]) -> "TensorView":
+        """The view with other arrays in place of those of `tensors`.
+
+        **Arguments:**
+
+        - `tensors`: in the order of `tensors()`; all shapes may differ from those, for instance to show a block.
+        """
+        arrays = iter(tensors)
+        return dataclasses.replace(
+            self,
+            param=next(arrays)[0],
+            grad=next(arrays)[0],
+            stats=jax.tree.map(lambda x: next(arrays) if self._has_axes(x) else x, self.stats),
+            deltas=None if self.deltas is None else next(arrays),
+            size=self.param.size if self.size is None else self.size,
+            counted=None if self.counted is None else next(arrays)[0],
         )
+
+    def _has_axes(self, x: Array) -> bool:
+        return x.ndim == 1 + self.param.ndim

@@ -16,22 +16,15 @@ class Channels(eqx.Module):
 
     - `values`: `[c, *#shape]`. Axes along which a channel is constant have size 1: a row statistic is `[c, rows, 1]`,
         a time embedding `[c, 1, 1]`. Heads broadcast them; nothing is tiled.
-    - `square_sum`: `[c]`, the sum of squares over the tensor, if channels are to be divided by their root mean square;
-        otherwise `None`. Nothing else may depend on a reduction over the tensor. A head folds the division into its
-        first weights, so that a tensor can be evaluated block by block, with the sums from a first pass.
-    - `count`: the number of squares in each sum.
+    - `mean_square`: `[c]`, the mean square over the tensor, if channels are to be divided by its root; otherwise
+        `None`. Nothing else may depend on a reduction over the tensor. A head folds the division into its first
+        weights, so that a tensor can be evaluated block by block, with the means from a first pass.
     - `eps`: added to the mean square.
     """
 
     values: Float[Array, "c *#shape"]
-    square_sum: Float[Array, " c"] | None = None
-    count: int = eqx.field(default=1, static=True)
+    mean_square: Float[Array, " c"] | None = None
     eps: float = eqx.field(default=0.0, static=True)
-
-    @property
-    def mean_square(self) -> Float[Array, " c"] | None:
-        """The mean square of each channel; `None` without `square_sum`."""
-        return None if self.square_sum is None else self.square_sum / self.count
 
     @property
     def scale(self) -> Float[Array, " c"] | None:
@@ -71,6 +64,6 @@ def unnormalized(channels: Channels) -> Float[Array, "c *#shape"]:
 
     Raises `ValueError` if the channels have one.
     """
-    if channels.square_sum is not None:
+    if channels.mean_square is not None:
         raise ValueError("`RMSNormalized` must come last, since no other feature accepts normalized channels.")
     return channels.values

@@ -1,8 +1,4 @@
-import math
-
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from ..accumulators import TensorView
 from ._base import AbstractFeature, Channels, unnormalized
@@ -70,8 +66,4 @@ class RMSNormalized(AbstractFeature):
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         values = map(unnormalized, self.feature(view))
-        return tuple(Channels(x, _square_sum(x), max(1, math.prod(x.shape[1:])), self.eps) for x in values)
-
-
-def _square_sum(x: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
-    return jnp.sum(x * x, axis=tuple(range(1, x.ndim)))
+        return tuple(Channels(x, view.mean_square(x), self.eps) for x in values)

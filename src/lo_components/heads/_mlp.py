@@ -127,14 +127,13 @@ class MLPHead(AbstractHead):
 def _scales(features: tuple[Channels, ...]) -> Float[Array, " c"]:
     """The lazy scale of every channel, 1 for channels without one."""
     counts = [c.values.shape[0] for c in features]
-    ones = [jnp.ones(n, jnp.float32) for n in counts]
-    sums = [one if c.square_sum is None else c.square_sum for c, one in zip(features, ones, strict=True)]
-    eps = np.repeat([0.0 if c.square_sum is None else c.eps for c in features], counts).astype(np.float32)
-    # One division and one square root for all channels: each operation on a few numbers costs as much as on many.
-    inverse_counts = np.repeat([1.0 if c.square_sum is None else 1.0 / c.count for c in features], counts).astype(
-        np.float32
-    )
-    return jax.lax.rsqrt(jnp.concatenate(sums) * inverse_counts + eps)
+    squares = [
+        jnp.ones(n, jnp.float32) if c.mean_square is None else c.mean_square
+        for c, n in zip(features, counts, strict=True)
+    ]
+    # One square root for all channels: each operation on a few numbers costs as much as on many.
+    eps = np.repeat([0.0 if c.mean_square is None else c.eps for c in features], counts).astype(np.float32)
+    return jax.lax.rsqrt(jnp.concatenate(squares) + eps)
 
 
 def _trailing(x: Float[Array, " c"], ndim: int) -> Float[Array, "c ..."]:

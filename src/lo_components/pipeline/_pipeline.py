@@ -1,15 +1,17 @@
 import dataclasses
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .. import _tree
 from ..accumulators import AbstractAccumulator, TensorView
 from ..features import AbstractFeature, Channels
 from ..heads import AbstractHead
 from ..steps import AbstractStepRule
-from ._blocks import map_rows, rows_per_block, square_sums, with_square_sums
+from . import _blocks
 
 # The sum of 1e20 squares stays finite. Where the sum of fourth powers does not, RMS-normalized second moments are 0.
 _LARGEST = 1e9
@@ -26,7 +28,7 @@ class Pipeline(eqx.Module):
     Arithmetic and state are float32 for any parameter dtype. Finite gradients beyond $\pm 10^9$ count as $\pm 10^9$,
     lest their squares, or sums of these over the tensor, overflow; gradients that are not finite stay as they are.
     Scalars are treated as tensors of shape `[1]`; empty tensors get an empty update. Large tensors are evaluated in
-    blocks of rows if the features are pointwise. Learners apply one pipeline to every tensor of a
+    blocks if the features are pointwise. Learners apply one pipeline to every tensor of a
     model: [`lo_components.optimizers.LearnedOptimizer`][] to gradients,
     [`lo_components.aggregators.LearnedAggregator`][] to workers' deltas.
 
@@ -99,6 +101,7 @@ class Pipeline(eqx.Module):
         step: Int[Array, ""],
         num_steps: Int[Array, ""] | None = None,
         loss: Float[Array, ""] | None = None,
+        length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "*shape"], tuple]:
         """One step of one tensor.
 
@@ -110,6 +113,7 @@ class Pipeline(eqx.Module):
         - `deltas`: for aggregators, each worker's delta.
         - `step`: the number of steps taken before this one.
         - `num_steps`, `loss`: the length of training and the current loss, if known.
+        - `length`: if the tensor is a vector that is padded with zeros, its length without them.
 
         **Returns:** the update to add to `param`, in its dtype, and the accumulators' next states.
         """
@@ -125,6 +129,8 @@ class Pipeline(eqx.Module):
             num_steps=num_steps,
             loss=loss,
             deltas=None if deltas is None else _workers_as_tensor(_bounded(deltas)),
+            size=length,
+            counted=None if length is None else jnp.arange(tensor.size) < length,
         )
         states = tuple(a.update(view, s) for a, s in zip(self.accumulators, states, strict=True))
         stats = tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
@@ -132,16 +138,26 @@ class Pipeline(eqx.Module):
         return self._evaluated(view).reshape(param.shape).astype(param.dtype), states
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
-        shape, rows = view.param.shape, rows_per_block(view.param.shape)
-        if rows == shape[0] or not self.features.pointwise:
+        if view.param.size < _tree.BLOCKED_FROM or not self.features.pointwise:
             return self._pointwise(self.features(view), view)
-        # Two passes over blocks of rows that fit in the cache: first the sums of squares, then everything else.
-        sums = square_sums(self.features, view, rows)
+        # Chosen when the program is lowered.
+        return jax.lax.platform_dependent(
+            view,
+            cpu=lambda view: self._in_blocks(view, _blocks.SIZE_ON_CPUS),
+            default=lambda view: self._in_blocks(view, _blocks.SIZE_ELSEWHERE),
+        )
 
-        def block(part: TensorView) -> Float[Array, "rows ..."]:
-            return self._pointwise(with_square_sums(self.features(part), sums), part)
+    def _in_blocks(self, view: TensorView, block_size: int) -> Float[Array, "*shape"]:
+        """Two passes over blocks: first the mean squares, then everything else."""
+        blocks = _blocks.Blocks(view.param.shape, block_size)
+        if len(blocks) == 1:
+            return self._pointwise(self.features(view), view)
+        means = _blocks.mean_squares(self.features, view, blocks)
 
-        return map_rows(block, view, rows) if self.head.blockwise and self.step_rule.pointwise else block(view)
+        def block(part: TensorView) -> Float[Array, "*block"]:
+            return self._pointwise(_blocks.with_mean_squares(self.features(part), means), part)
+
+        return _blocks.map_blocks(block, view, blocks) if self.head.blockwise and self.step_rule.pointwise else block(view)
 
     def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
         out = self.head(channels)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
+from ._devices import sharded_like
+from ._groups import Context, Tensor, grouped, update_group
 from ._pipeline import Pipeline
 
 
@@ -30,7 +32,10 @@ class PipelineState(NamedTuple):
 
 
 def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
-    """The state before the first step.
+    """The state before the first step, on the devices of the parameters and sharded like them.
+
+    Inside `jax.jit`, shardings over automatic mesh axes are not known: compute the state outside, or pass
+    `out_shardings`.
 
     **Arguments:**
 
@@ -40,9 +45,8 @@ def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
     Raises `ValueError` if the structure of an accumulator's state depends on the tensor's shape.
     """
     leaves, treedef = jax.tree.flatten(params)
-    return PipelineState(
-        jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, [pipeline.init(p) for p in leaves])
-    )
+    states = [sharded_like(pipeline.init(p), p) for p in leaves]
+    return PipelineState(jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, states))
 
 
 def update_tree(
@@ -72,12 +76,23 @@ def update_tree(
     states_flat = _unstacked(state_def, treedef, state.accumulators)
     deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
     per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
-    pairs = [
-        pipeline.update(grad, states, param, deltas=delta, step=state.step, num_steps=num_steps, loss=loss)
-        for grad, states, param, delta in per_tensor
-    ]
-    updates, states = [update for update, _ in pairs], [states for _, states in pairs]
+    tensors = [_with_axes(Tensor(*arrays)) for arrays in per_tensor]
+    context = Context(state.step, num_steps, loss)
+    updates, states = [None] * len(tensors), list(states_flat)
+    for group in grouped(pipeline, tensors):
+        results = update_group(pipeline, [tensors[i] for i in group], context)
+        for i, (update, next_states) in zip(group, results, strict=True):
+            updates[i], states[i] = update.reshape(jnp.shape(params_flat[i])), next_states
     return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
+
+
+def _with_axes(tensor: Tensor) -> Tensor:
+    """The tensor as JAX arrays, a scalar as a vector of one element."""
+    tensor = jax.tree.map(jnp.asarray, tensor)
+    if tensor.param.ndim:
+        return tensor
+    deltas = None if tensor.deltas is None else tensor.deltas[:, None]
+    return Tensor(tensor.grad.reshape(1), tensor.states, tensor.param.reshape(1), deltas)
 
 
 def _state_def(pipeline: Pipeline, params: list) -> Any:

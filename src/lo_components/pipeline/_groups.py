@@ -1,0 +1,109 @@
+"""Compute small tensors together, so that the time to trace and compile does not grow with their number."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from .. import _tree
+from ._pipeline import Pipeline
+
+# Vectors up to this length are padded to the longest of them. Longer ones may be sharded, which padding would undo.
+_SHORT = 2**8
+
+
+class Tensor(NamedTuple):
+    """The arrays of one tensor that a pipeline takes, with at least one axis."""
+
+    grad: Float[Array, "*shape"]
+    states: PyTree[Array]
+    param: Float[Array, "*shape"]
+    deltas: Float[Array, "workers *shape"] | None
+
+
+class Context(NamedTuple):
+    """The inputs that all tensors have in common."""
+
+    step: Int[Array, ""]
+    num_steps: Int[Array, ""] | None
+    loss: Float[Array, ""] | None
+
+
+def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The indices of tensors to compute together: small ones of one shape, and short vectors."""
+    padded = pipeline.features.pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
+    groups: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        shape, size = tensor.param.shape, tensor.param.size
+        if size == 0 or size >= _tree.BLOCKED_FROM:
+            key = i  # stacking a large tensor would cost more than compiling it
+        else:
+            short = padded and len(shape) == 1 and size <= _SHORT
+            key = (None if short else shape, *map(_kind, jax.tree.leaves(tensor)))
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _kind(x: Array) -> tuple:
+    """What arrays must have in common, besides their shape, to be stacked."""
+    kind = jax.typeof(x)
+    return kind.dtype, kind.sharding
+
+
+def update_group(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
+    """The update and the next states of each tensor."""
+    results = [(tensor.param, tensor.states) for tensor in tensors]
+    if not any(map(_is_explicit, jax.tree.leaves(results))):
+        return _updated(pipeline, tensors, context)
+    # Results are sharded like what they replace; the compiler shards everything between.
+    arrays, rest = eqx.partition((pipeline, tensors, context), eqx.is_array)
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results)
+    return jax.sharding.auto_axes(lambda arrays: _updated(*eqx.combine(arrays, rest)), out_sharding=shardings)(arrays)
+
+
+def _is_explicit(x: Array) -> bool:
+    """Whether `x` is sharded over explicit mesh axes."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def _updated(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
+    if len(tensors) == 1:
+        return [_update(pipeline, tensors[0], context)]
+    lengths = [tensor.param.shape[0] for tensor in tensors]
+    longest = tensors[lengths.index(max(lengths))]
+    stacked = jax.tree.map(lambda like, *xs: jnp.stack([_padded(x, like.shape) for x in xs]), longest, *tensors)
+    counted = None if min(lengths) == max(lengths) else jnp.asarray(lengths, jnp.int32)
+    # Barriers, lest XLA fuse the arithmetic with the stacking and unstacking, and compile it once for each tensor.
+    stacked = jax.lax.optimization_barrier(stacked)
+    results = jax.vmap(lambda tensor, length: _update(pipeline, tensor, context, length))(stacked, counted)
+    # Hiding the indices from the compiler makes all unstacking alike, so it is compiled once.
+    indices = [jnp.asarray(i, jnp.int32) for i in range(len(tensors))]
+    results, indices = jax.lax.optimization_barrier((results, indices))
+
+    def result(i: Int[Array, ""], tensor: Tensor) -> tuple[Array, PyTree]:
+        return jax.tree.map(lambda out, like: _entry(out, i, like.shape), results, (tensor.param, tensor.states))
+
+    return [result(i, tensor) for i, tensor in zip(indices, tensors, strict=True)]
+
+
+def _update(
+    pipeline: Pipeline, tensor: Tensor, context: Context, length: Int[Array, ""] | None = None
+) -> tuple[Array, PyTree]:
+    grad, states, param, deltas = tensor
+    return pipeline.update(grad, states, param, deltas=deltas, **context._asdict(), length=length)
+
+
+def _padded(x: Array, shape: tuple[int, ...]) -> Array:
+    if x.shape == shape:
+        return x
+    return jnp.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)])
+
+
+def _entry(stacked: Array, i: Int[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Entry `i`, without padding."""
+    zeros = [np.int32(0)] * len(shape)
+    return jax.lax.dynamic_slice(stacked, (i, *zeros), (1, *shape), allow_negative_indices=False).reshape(shape)
