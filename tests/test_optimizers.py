@@ -207,13 +207,14 @@ def blockwise_optimizer():
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr("lo_components._tree.BLOCKED_FROM", 48)
-    monkeypatch.setattr("lo_components.pipeline._blocks._BLOCK_SIZE", 16)
+    monkeypatch.setattr("lo_components.pipeline._blocks.SIZE_ON_CPUS", 16)
+    monkeypatch.setattr("lo_components.pipeline._blocks._MOST_PARTS", 2)
 
 
-# With and without a smaller last block; rows and columns of the same size. A small head takes mean squares in blocks, a
+# With and without an overlapping last block; rows and columns of the same size. A small head takes mean squares in blocks, a
 # large one is evaluated in blocks as well.
 @pytest.mark.parametrize(("hidden_size", "loops"), [(4, 1), (32, 2)])
-@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (53,), (12, 12)])
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (53,), (12, 12), (1, 60), (3, 2, 4, 4)])
 def test_evaluation_in_blocks_changes_nothing(shape, hidden_size, loops, getkey, request):
     optimizer = _normalized_optimizer(hidden_size)
     params, grads = jax.random.normal(getkey(), shape), jax.random.normal(getkey(), shape)
@@ -226,21 +227,30 @@ def test_evaluation_in_blocks_changes_nothing(shape, hidden_size, loops, getkey,
     assert_close(jitted(grads, state, params), whole, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(whole))))
 
 
-@pytest.mark.parametrize("shape", [(1, 48), (3, 15)])
-def test_a_single_row_and_small_tensors_are_evaluated_whole(shape, blockwise_optimizer, small_blocks):
+@pytest.mark.parametrize("shape", [(3, 15), (47,)])
+def test_small_tensors_are_evaluated_whole(shape, blockwise_optimizer, small_blocks):
     params = jnp.ones(shape)
     lowered = jax.jit(lambda p: blockwise_optimizer.update(p, blockwise_optimizer.init(p), p)[0]).lower(params)
     assert "while" not in lowered.as_text()
 
 
 @pytest.mark.parametrize(
-    ("shape", "rows"),
-    [((100, 100), 100), ((1024, 1024), 32), ((2**18,), 2**15), ((1000, 1000), 33), ((2, 2**20), 1), ((262147,), 2**15)],
+    ("shape", "parts", "taken"),
+    [
+        ((1024, 1024), (8, 8), (4, 128)),
+        ((2**18,), (8,), (2**12,)),
+        ((1000, 1000), (8, 8), (4, 125)),  # the last block overlaps
+        ((2, 2**20), (2, 8), (1, 2**11)),
+        ((1, 2**20), (1, 8), (1, 2**12)),
+        ((3, 3, 512, 512), (1, 1, 8, 8), (1, 1, 8, 64)),
+        ((262147,), (1,), (2**15,)),  # a prime number: the last block overlaps
+    ],
 )
-def test_blocks_have_the_fewest_rows_that_hold_enough_elements(shape, rows):
-    from lo_components.pipeline._blocks import rows_per_block
+def test_blocks_take_whole_rows_of_every_part(shape, parts, taken):
+    from lo_components.pipeline._blocks import Blocks
 
-    assert rows_per_block(shape) == rows
+    blocks = Blocks(shape, 2**15)
+    assert (blocks.parts, blocks.taken) == (parts, taken)
 
 
 def test_without_normalization_and_with_a_small_head_nothing_is_evaluated_in_blocks(small_blocks, getkey):

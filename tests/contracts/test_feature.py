@@ -1,5 +1,7 @@
 """What every feature must do."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -70,14 +72,40 @@ def test_exactly_the_required_statistics_are_asked_for(feature):
 @pytest.mark.parametrize("shape", [(6,), (6, 3)])
 @every_feature
 def test_values_are_pointwise_over_the_tensor(feature, shape, getkey):
-    """Channels of some rows are some rows of the channels, so that a tensor can be evaluated block by block."""
+    """Channels of some rows are some rows of the channels, so that a tensor can be evaluated block by block.
+
+    Parts of the mean squares add up.
+    """
     assert feature.pointwise
     view = _view(feature, jax.random.normal(getkey(), shape))
-    whole, part = feature(view), feature(view.rows(jnp.asarray(2, jnp.int32), 3))
-    for a, b in zip(whole, part, strict=True):
-        rows = a.values[:, 2:5] if a.values.shape[1] == 6 else a.values
-        np.testing.assert_allclose(b.values, rows, rtol=1e-6)
-        assert (a.mean_square is None, a.eps) == (b.mean_square is None, b.eps)
+
+    def part(rows):
+        return view.with_tensors([x[:, rows] if x.shape[1] == 6 else x for x in view.tensors()])
+
+    parts = [feature(part(rows)) for rows in (slice(0, 2), slice(2, 6))]
+    for a, b, c in zip(feature(view), *parts, strict=True):
+        rows = a.values[:, 2:] if a.values.shape[1] == 6 else a.values
+        np.testing.assert_allclose(c.values, rows, rtol=1e-6)
+        assert (a.mean_square is None, a.eps) == (c.mean_square is None, c.eps)
+        if a.mean_square is not None:
+            np.testing.assert_allclose(b.mean_square + c.mean_square, a.mean_square, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3)])
+@every_feature
+def test_what_does_not_count_does_not_change_the_mean_squares(feature, shape, getkey):
+    grad = jax.random.normal(getkey(), shape)
+    view = _view(feature, grad)
+    padding = [jnp.full_like(x, jnp.nan) if x.shape[1] == 6 else x for x in view.tensors()]
+    longer = [
+        jnp.concatenate([x, y], 1) if x.shape[1] == 6 else x for x, y in zip(view.tensors(), padding, strict=True)
+    ]
+    counted = (jnp.arange(12) < 6).reshape(-1, *[1] * (len(shape) - 1))
+    padded = dataclasses.replace(view.with_tensors(longer), size=jnp.asarray(grad.size), counted=counted)
+    for a, b in zip(feature(view), feature(padded), strict=True):
+        assert (a.mean_square is None) == (b.mean_square is None)
+        if a.mean_square is not None:
+            np.testing.assert_allclose(b.mean_square, a.mean_square, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 3)])

@@ -25,7 +25,7 @@ def features(getkey):
     full, row = jax.random.normal(getkey(), (2, 6, 4)), jax.random.normal(getkey(), (2, 6, 1))
     constant = jax.random.normal(getkey(), (1, 1, 1))
     return (
-        Channels(full, jnp.array([0.9, 12.0]), 3, 1e-5),
+        Channels(full, jnp.array([0.3, 4.0]), 1e-5),
         Channels(row, jnp.array([2.0, 0.5]), eps=0.1),
         Channels(constant),
     )
@@ -46,8 +46,7 @@ def test_outputs_have_the_declared_number_and_the_shape_of_the_tensor(head, feat
 @every_head
 def test_outputs_are_pointwise_over_the_tensor(head, features):
     rows = tuple(
-        Channels(c.values[:, 1:3] if c.values.shape[1] == 6 else c.values, c.square_sum, c.count, c.eps)
-        for c in features
+        Channels(c.values[:, 1:3] if c.values.shape[1] == 6 else c.values, c.mean_square, c.eps) for c in features
     )
     np.testing.assert_allclose(apply(head, rows), apply(head, features)[:, 1:3], rtol=1e-5, atol=1e-6)
 
@@ -61,7 +60,7 @@ def test_broadcast_and_lazily_scaled_channels_count_like_tiled_and_scaled_ones(h
 @every_head
 def test_grouping_of_channels_does_not_matter(head, features):
     split = tuple(
-        Channels(c.values[i : i + 1], None if c.square_sum is None else c.square_sum[i : i + 1], c.count, c.eps)
+        Channels(c.values[i : i + 1], None if c.mean_square is None else c.mean_square[i : i + 1], c.eps)
         for c in features
         for i in range(c.values.shape[0])
     )

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -89,18 +90,17 @@ class TensorView(eqx.Module):
             repeats = math.prod(self.param.shape[axis] for axis in constant)
             weight = repeats / max(1, size) if isinstance(size, int) else repeats / size.astype(jnp.float32)
             return jnp.sum(squares, axis=axes) * weight
-        counts = jnp.broadcast_to(self.counted, self.param.shape)
-        counts = jnp.sum(counts, axis=constant, keepdims=True, dtype=jnp.float32) if constant else counts
+        counts = jnp.broadcast_to(self.counted, self.param.shape).astype(jnp.float32)
+        counts = (jnp.sum(counts, axis=constant, keepdims=True) if constant else counts)[None]
         total = jnp.sum(jnp.where(counts > 0, squares, 0.0) * counts, axis=axes)
         return total / jnp.asarray(size, jnp.float32)
 
-    def tensors(self) -> list[Float[Array, "c *#shape"]]:
+    def tensors(self) -> list[Float[Array, "_ ..."]]:
         """The arrays that have the axes of the tensor, each with a leading axis."""
-        counted = [] if self.counted is None else [self.counted[None]]
         deltas = [] if self.deltas is None else [self.deltas]
-        return [self.param[None], self.grad[None], *filter(self._has_axes, jax.tree.leaves(self.stats)), *deltas, *counted]
+        return [self.param[None], self.grad[None], *filter(self._has_axes, jax.tree.leaves(self.stats)), *deltas]
 
-    def with_tensors(self, tensors: list[Float[Array, "c *#shape"]]) -> "TensorView":
+    def with_tensors(self, tensors: Sequence[Float[Array, "_ ..."]]) -> "TensorView":
         """The view with other arrays in place of those of `tensors`.
 
         **Arguments:**
@@ -115,7 +115,6 @@ class TensorView(eqx.Module):
             stats=jax.tree.map(lambda x: next(arrays) if self._has_axes(x) else x, self.stats),
             deltas=None if self.deltas is None else next(arrays),
             size=self.param.size if self.size is None else self.size,
-            counted=None if self.counted is None else next(arrays)[0],
         )
 
     def _has_axes(self, x: Array) -> bool:

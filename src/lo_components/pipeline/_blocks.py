@@ -21,7 +21,7 @@ SIZE_ELSEWHERE = 2**24
 # evaluated where it lies: each device computes its parts of every block.
 _MOST_PARTS = 8
 
-MeanSquares = list[Float[Array, " c"] | None]
+MeanSquares = list[Float[Array, "..."] | None]
 Starts = list[Int[Array, ""]]
 
 
@@ -94,7 +94,7 @@ def mean_squares(features: AbstractFeature, view: TensorView, blocks: Blocks) ->
         starts = blocks.starts(i)
         new = blocks.new(i, starts)
 
-        def of_part(*tensors: Float[Array, "c *#taken"]) -> MeanSquares:
+        def of_part(*tensors: Float[Array, "_ ..."]) -> MeanSquares:
             part = dataclasses.replace(view.with_tensors(tensors), counted=new)
             return [channels.mean_square for channels in features(part)]
 

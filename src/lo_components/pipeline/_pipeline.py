@@ -157,7 +157,9 @@ class Pipeline(eqx.Module):
         def block(part: TensorView) -> Float[Array, "*block"]:
             return self._pointwise(_blocks.with_mean_squares(self.features(part), means), part)
 
-        return _blocks.map_blocks(block, view, blocks) if self.head.blockwise and self.step_rule.pointwise else block(view)
+        return (
+            _blocks.map_blocks(block, view, blocks) if self.head.blockwise and self.step_rule.pointwise else block(view)
+        )
 
     def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
         out = self.head(channels)
