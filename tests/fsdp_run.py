@@ -61,24 +61,26 @@ def main():
         optimizer = loc.optimizers.as_optax(loc.recipes.mulo(hidden_size=size, key=jax.random.key(1)))
         train = training(optimizer)
         expected = jax.jit(train)(start, optimizer.init(start))
-        for mesh_name, mesh in MESHES.items():
-            for layout, specs in LAYOUTS.items():
-                shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-                params = jax.device_put(start, shardings)
-                state = optimizer.init(params)
-                with jax.set_mesh(mesh):
-                    compiled = jax.jit(train).lower(params, state).compile()
-                    found = compiled(params, state)
-                results[f"{size} {mesh_name} {layout}"] = {
-                    "difference": largest_difference(found, expected, start),
-                    "state": all(
-                        moment[name].sharding.is_equivalent_to(NamedSharding(mesh, P(None, *spec)), moment[name].ndim)
-                        for name, spec in specs.items()
-                        for moment in (state.accumulators[0].m, state.accumulators[1].v)
-                    ),
-                    "result": all(x.sharding.is_equivalent_to(shardings[k], x.ndim) for k, x in found.items()),
-                    "communicated": communicated(compiled.as_text()),
-                }
+        # Each combination compiles for seconds; a Latin square is enough.
+        for (mesh_name, mesh), (layout, specs) in zip(
+            MESHES.items(), list(LAYOUTS.items())[:: 1 if size == 4 else -1], strict=True
+        ):
+            shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+            params = jax.device_put(start, shardings)
+            state = optimizer.init(params)
+            with jax.set_mesh(mesh):
+                compiled = jax.jit(train).lower(params, state).compile()
+                found = compiled(params, state)
+            results[f"{size} {mesh_name} {layout}"] = {
+                "difference": largest_difference(found, expected, start),
+                "state": all(
+                    moment[name].sharding.is_equivalent_to(NamedSharding(mesh, P(None, *spec)), moment[name].ndim)
+                    for name, spec in specs.items()
+                    for moment in (state.accumulators[0].m, state.accumulators[1].v)
+                ),
+                "result": all(x.sharding.is_equivalent_to(shardings[k], x.ndim) for k, x in found.items()),
+                "communicated": communicated(compiled.as_text()),
+            }
     mesh = MESHES["explicit"]
     particles = {name: jax.device_put(jnp.stack([x] * 8), NamedSharding(mesh, P("x"))) for name, x in start.items()}
 

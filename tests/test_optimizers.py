@@ -211,8 +211,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr("lo_components.pipeline._blocks._MOST_PARTS", 2)
 
 
-# With and without an overlapping last block; rows and columns of the same size. A small head takes mean squares in blocks, a
-# large one is evaluated in blocks as well.
+# With and without an overlapping last block; rows and columns of the same size. A small head takes mean squares in
+# blocks, a large one is evaluated in blocks as well.
 @pytest.mark.parametrize(("hidden_size", "loops"), [(4, 1), (32, 2)])
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (53,), (12, 12), (1, 60), (3, 2, 4, 4)])
 def test_evaluation_in_blocks_changes_nothing(shape, hidden_size, loops, getkey, request):

@@ -126,7 +126,9 @@ def map_blocks(fn: Callable[[TensorView], Float[Array, "*block"]], view: TensorV
 
     def of_block(starts: Starts) -> Float[Array, "*block"]:
         tensors = [blocks.take(x, starts) for x in view.tensors()]
-        merged = [x.reshape(x.shape[0], *map(math.prod, zip(x.shape[1::2], x.shape[2::2]))) for x in tensors]
+        merged = [
+            x.reshape(x.shape[0], *map(math.prod, zip(x.shape[1::2], x.shape[2::2], strict=True))) for x in tensors
+        ]
         return fn(view.with_tensors(merged))
 
     def step(i: Int[Array, ""], out: Float[Array, "*parts_and_sizes"]) -> Float[Array, "*parts_and_sizes"]:
