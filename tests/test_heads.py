@@ -81,9 +81,16 @@ def _path_taken(size, hidden_size, hidden_layers, getkey):
 
 @pytest.mark.parametrize(
     ("size", "hidden_size", "hidden_layers", "written_out"),
-    [(100, 4, 2, False), (2**12, 4, 2, True), (2**16, 4, 2, True), (2**12, 32, 2, False), (2**16, 16, 1, False)],
+    [
+        (100, 4, 2, True),
+        (2**16, 4, 2, True),
+        (100, 32, 1, False),
+        (2**12, 32, 1, True),
+        (2**12, 32, 2, False),
+        (2**16, 16, 1, False),
+    ],
 )
-def test_only_small_networks_on_tensors_of_some_size_are_written_out(
+def test_only_small_networks_are_written_out_and_larger_ones_on_tensors_of_medium_size(
     size, hidden_size, hidden_layers, written_out, getkey
 ):
     assert _path_taken(size, hidden_size, hidden_layers, getkey) is written_out

@@ -54,9 +54,9 @@ def test_every_step_agrees_with_the_original(name):
     _check_trajectory(golden(name))
 
 
-@pytest.mark.parametrize("name", ["small_fc_lopt_h4_l2", "small_fc_lopt_h32_l1"])
-def test_a_network_written_out_element_by_element_agrees_too(name, monkeypatch):
-    monkeypatch.setattr("lo_components.heads._mlp._TINY_TENSOR", 0)
+@pytest.mark.parametrize(("name", "most"), [("small_fc_lopt_h4_l2", 0), ("small_fc_lopt_h32_l1", 600)])
+def test_networks_agree_whether_they_are_written_out_or_matrix_products(name, most, monkeypatch):
+    monkeypatch.setattr("lo_components.heads._mlp._MAX_UNROLLED", most)
     run, leaves = golden(name), ("scalar", "matrix")
     few = {k: [{leaf: tree[leaf] for leaf in leaves} for tree in run[k]] for k in ("params", "grads")}
     _check_trajectory({**run, **few})

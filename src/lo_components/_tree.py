@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from . import _learner
 from ._types import brief
@@ -20,12 +20,25 @@ BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in b
 
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
     """Independent standard normal samples with the structure, shapes and dtypes of `tree`."""
-    leaves, treedef = jax.tree.flatten(tree)
     # One call for all leaves: compiling a random generator costs more than everything else here.
+    size = sum(x.size for x in jax.tree.leaves(tree))
+    return unraveled(jax.random.normal(key, (size,), jnp.float32), tree)
+
+
+def raveled(tree: PyTree) -> Float[Array, " n"]:
+    """All elements of all leaves in one float32 vector.
+
+    Arithmetic on it is one operation for all leaves, which compiles and runs faster than one for each.
+    """
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in jax.tree.leaves(tree)])
+
+
+def unraveled(vector: Float[Array, " n"], like: PyTree) -> PyTree:
+    """The inverse of `raveled`, with the structure, shapes and dtypes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
     ends = list(itertools.accumulate((x.size for x in leaves), initial=0))
-    samples = jax.random.normal(key, (ends[-1],), jnp.float32)
     return treedef.unflatten(
-        [samples[i:j].reshape(x.shape).astype(x.dtype) for i, j, x in zip(ends[:-1], ends[1:], leaves, strict=True)]
+        [vector[i:j].reshape(x.shape).astype(x.dtype) for i, j, x in zip(ends[:-1], ends[1:], leaves, strict=True)]
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 StatT = TypeVar("StatT")
@@ -75,25 +76,30 @@ class TensorView(eqx.Module):
             raise ValueError(f"A part of the pipeline needs `{name}`, which is not known: {_WAYS[name]}.")
         return value
 
-    def mean_square(self, values: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
-        """The mean square over the tensor of each of some channels; if the view shows a block, its part of that mean.
+    def mean_squares(self, groups: Sequence[Float[Array, "_ ..."]]) -> list[Float[Array, " _"]]:
+        """The mean square over the tensor of each channel; if the view shows a block, its part of that mean.
 
         **Arguments:**
 
-        - `values`: the channels; along axes of size 1 they are constant.
+        - `groups`: the channels, in arrays that are constant along axes of size 1.
         """
+        sums, repeats = zip(*map(self._square_sums, groups), strict=True)
+        counts = [x.shape[0] for x in groups]
+        size = self.param.size if self.size is None else self.size
+        # One division for all channels: each operation on a few numbers costs as much as on many.
+        weights = np.repeat(np.asarray(repeats, np.float32), counts) / jnp.maximum(1.0, jnp.asarray(size, jnp.float32))
+        return jnp.split(jnp.concatenate(sums) * weights, np.cumsum(counts)[:-1])
+
+    def _square_sums(self, values: Float[Array, "c *#shape"]) -> tuple[Float[Array, " c"], int]:
+        """The sum of squares of each channel, and the number of elements that each term stands for."""
         axes = tuple(range(1, values.ndim))
         constant = tuple(axis - 1 for axis in axes if values.shape[axis] == 1)
-        size = self.param.size if self.size is None else self.size
         squares = values * values
         if self.counted is None:
-            repeats = math.prod(self.param.shape[axis] for axis in constant)
-            weight = repeats / max(1, size) if isinstance(size, int) else repeats / size.astype(jnp.float32)
-            return jnp.sum(squares, axis=axes) * weight
+            return jnp.sum(squares, axis=axes), math.prod(self.param.shape[axis] for axis in constant)
         counts = jnp.broadcast_to(self.counted, self.param.shape).astype(jnp.float32)
-        counts = (jnp.sum(counts, axis=constant, keepdims=True) if constant else counts)[None]
-        total = jnp.sum(jnp.where(counts > 0, squares, 0.0) * counts, axis=axes)
-        return total / jnp.asarray(size, jnp.float32)
+        counts = jnp.sum(counts, axis=constant, keepdims=True)[None]
+        return jnp.sum(jnp.where(counts > 0, squares, 0.0) * counts, axis=axes), 1
 
     def tensors(self) -> list[Float[Array, "_ ..."]]:
         """The arrays that have the axes of the tensor, each with a leading axis."""

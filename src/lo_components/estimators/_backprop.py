@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .. import _tree
 from .._learner import Learner, partition
 from ..unroll import InnerState, TruncatedUnroll
 from ._base import AbstractEstimator, Estimate, signal_and_noise
@@ -56,18 +57,17 @@ class TruncatedBackprop(AbstractEstimator[InnerState]):
                 return self.unroll.contribution(out.losses, out.previous_loss, out.state.episode), out
 
             (value, out), grad = jax.value_and_grad(meta_loss, has_aux=True)(theta)
-            return value, jax.tree.map(lambda g: g.astype(jnp.float32), grad), out
+            return value, _tree.raveled(grad), out
 
         meta_losses, grads, out = jax.vmap(one)(jnp.arange(self.num_particles), state)
-        finite = [jnp.all(jnp.isfinite(g), axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
-        usable = jnp.all(jnp.stack(finite), axis=0)
+        usable = jnp.all(jnp.isfinite(grads), axis=1)
         count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
-        grads = jax.tree.map(lambda g: jnp.where(usable.reshape(-1, *[1] * (g.ndim - 1)), g, 0.0), grads)
-        grad = jax.tree.map(lambda g: jnp.sum(g, axis=0) / count, grads)
+        grads = jnp.where(usable[:, None], grads, 0.0)
+        grad = jnp.sum(grads, axis=0) / count
         estimate = Estimate(
             loss=jnp.mean(out.losses),
             meta_loss=jnp.mean(meta_losses),
-            grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
+            grad=_tree.unraveled(grad, theta),
             finite=jnp.mean(out.finite, dtype=jnp.float32),
             usable=jnp.mean(usable, dtype=jnp.float32),
             inner_steps=jnp.asarray(self.num_particles * self.unroll.window, jnp.int32),

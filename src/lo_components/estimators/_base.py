@@ -2,7 +2,6 @@ import abc
 from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -92,17 +91,17 @@ class AbstractEstimator(eqx.Module, Generic[StateT]):
 
 
 def signal_and_noise(
-    grad: PyTree[Float[Array, "..."]],
+    grad: Float[Array, " size"],
     squared_weights: Float[Array, " n"],
-    vectors: PyTree[Float[Array, "n ..."]],
+    vectors: Float[Array, "n size"],
     count: Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
     r"""The variance of a mean $g$ of $n$ weighted vectors, and $\lVert g\rVert^2$ minus this variance.
 
     The variance is the trace of the covariance of the mean, estimated from the spread of the vectors.
     """
-    norms = sum(jnp.sum(jnp.square(v), axis=tuple(range(1, v.ndim))) for v in jax.tree.leaves(vectors))
-    signal = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grad))
+    norms = jnp.sum(jnp.square(vectors), axis=1)
+    signal = jnp.sum(jnp.square(grad))
     spread = jnp.maximum(jnp.sum(squared_weights * norms) / count - signal, 0.0)
     variance = jnp.where(count > 1, spread / jnp.maximum(count - 1.0, 1.0), jnp.inf)
     return {"variance": variance, "signal": signal - variance}

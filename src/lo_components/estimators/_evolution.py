@@ -175,12 +175,13 @@ def _estimated(
     count = jnp.maximum(1.0, jnp.sum(usable, dtype=jnp.float32))
     reduced = usable & (jnp.abs(shaped) < jnp.abs(out.difference))
     weights = shaped * (0.5 if strategy.antithetic else 1.0)
+    vectors = jax.vmap(_tree.raveled)(scores)
     # Divide last, so that particles on several devices need one sum, not two in sequence.
-    grad = jax.tree.map(lambda s: _weighted_sum(weights, s) / count, scores)
+    grad = jnp.matmul(weights, vectors, precision=jax.lax.Precision.HIGHEST) / count
     return Estimate(
         loss=jnp.mean(out.loss),
         meta_loss=jnp.mean(out.meta_losses),
-        grad=jax.tree.map(lambda g, t: g.astype(t.dtype), grad, theta),
+        grad=_tree.unraveled(grad, theta),
         finite=jnp.mean(out.finite, dtype=jnp.float32),
         usable=jnp.mean(usable, dtype=jnp.float32),
         inner_steps=2 * strategy.unroll.window * jnp.sum(out.windows),
@@ -188,10 +189,6 @@ def _estimated(
             "restarts": jnp.mean(out.state.episode.done, dtype=jnp.float32),
             "clipped_losses": jnp.mean(out.clipped),
             "reduced_differences": jnp.sum(reduced, dtype=jnp.float32) / count,
-            **signal_and_noise(grad, jnp.square(weights), scores, count),
+            **signal_and_noise(grad, jnp.square(weights), vectors, count),
         },
     )
-
-
-def _weighted_sum(weights: Float[Array, " n"], vectors: Float[Array, "n ..."]) -> Float[Array, "..."]:
-    return jnp.tensordot(weights, vectors, axes=1, precision=jax.lax.Precision.HIGHEST)

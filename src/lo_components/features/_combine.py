@@ -65,5 +65,5 @@ class RMSNormalized(AbstractFeature):
         return self.feature.requires
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        values = map(unnormalized, self.feature(view))
-        return tuple(Channels(x, view.mean_square(x), self.eps) for x in values)
+        groups = [unnormalized(channels) for channels in self.feature(view)]
+        return tuple(Channels(x, m, self.eps) for x, m in zip(groups, view.mean_squares(groups), strict=True))

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -10,12 +11,11 @@ from ._base import AbstractHead, check_channels, full_shape
 
 # Written out element by element, a small network fuses with the features into one loop, which XLA runs in parallel.
 # A larger one is better off as matrix products over stacked channels, evaluated block by block on large tensors. On
-# small tensors, as in meta-training, writing it out pays longer (benchmarks/update.py, benchmarks/pes.py).
+# tensors of medium size, as in meta-training, writing it out pays longer; on small ones it takes longer to compile than
+# it saves (benchmarks/update.py, benchmarks/pes.py).
 _MAX_UNROLLED = 160
-_MAX_UNROLLED_SMALL = 600
-_SMALL_TENSOR = 2**15
-# Below this size the fused loop saves nothing that its tracing and compilation would not cost.
-_TINY_TENSOR = 2**9
+_MAX_UNROLLED_MEDIUM = 600
+_MEDIUM = range(2**12, 2**15)
 # Multiply-adds are counted with the channels of full size of small_fc_lopt; those that broadcast are cheap.
 _FULL_SIZE_CHANNELS = 16
 
@@ -80,34 +80,37 @@ class MLPHead(AbstractHead):
     def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
         check_channels(features, self.in_size)
         size = math.prod(full_shape(features))
-        most = _MAX_UNROLLED_SMALL if size < _SMALL_TENSOR else _MAX_UNROLLED
-        unrolled = size >= _TINY_TENSOR and self._multiply_adds <= most
-        return self._unrolled(features) if unrolled else self._matmul(features)
+        most = _MAX_UNROLLED_MEDIUM if size in _MEDIUM else _MAX_UNROLLED
+        return self._unrolled(features) if self._multiply_adds <= most else self._matmul(features)
 
     def _first_layer(self, features: tuple[Channels, ...]):
-        """The full-size channels with their weights, and the contribution of the others, `[hidden, *#shape]`."""
+        """The full-size channels with their weights `[hidden, c]`, and the terms of the rest, each `[hidden, *#shape]`.
+
+        One term is the bias; channels that broadcast in the same way are one term.
+        """
         shape = full_shape(features)
         # Barriers, lest XLA fuse these small computations into the loop over the tensor and redo them per element.
-        weights = jax.lax.optimization_barrier(self.weights[0] * _scales(features)[:, None])
+        weights = jax.lax.optimization_barrier(self.weights[0].T * _scales(features)[None])
         full, groups, offset = [], {}, 0
         for channels in features:
             values, end = channels.values, offset + channels.values.shape[0]
             if values.shape[1:] == shape:
-                full.append((values, weights[offset:end]))
+                full.append((values, weights[:, offset:end]))
             else:
-                terms = [x[None] * _trailing(w, len(shape)) for x, w in zip(values, weights[offset:end], strict=True)]
+                terms = [
+                    x[None] * _trailing(w, len(shape)) for x, w in zip(values, weights[:, offset:end].T, strict=True)
+                ]
                 groups.setdefault(values.shape[1:], []).extend(terms)
             offset = end
-        rest = _trailing(self.biases[0], len(shape))
-        for terms in groups.values():
-            rest = rest + jax.lax.optimization_barrier(sum(terms))
-        return full, rest
+        rest = [jax.lax.optimization_barrier(sum(terms)) for terms in groups.values()]
+        return full, [_trailing(self.biases[0], len(shape)), *rest]
 
     def _unrolled(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
         full, rest = self._first_layer(features)
+        # The terms of the rest are added one unit at a time, since their sum for all units would be a large array.
         hidden = [
-            rest[j] + sum(values[i] * weight[i, j] for values, weight in full for i in range(values.shape[0]))
-            for j in range(rest.shape[0])
+            sum(term[j] for term in rest) + sum(x[i] * w[j, i] for x, w in full for i in range(x.shape[0]))
+            for j in range(self.biases[0].size)
         ]
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             active = [jax.nn.relu(x) for x in hidden]
@@ -115,12 +118,15 @@ class MLPHead(AbstractHead):
         return jnp.stack(hidden)
 
     def _matmul(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
-        full, hidden = self._first_layer(features)
+        full, rest = self._first_layer(features)
+        hidden = functools.reduce(jnp.add, rest)
         if full:
             values = jnp.concatenate([v for v, _ in full])
-            hidden = hidden + _contract(jnp.concatenate([w for _, w in full]), values)
+            hidden = hidden + jnp.tensordot(jnp.concatenate([w for _, w in full], axis=1), values, axes=1)
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            hidden = _contract(weight, jax.nn.relu(hidden)) + _trailing(bias, hidden.ndim - 1)
+            # On CPUs, batches of small products are slow if a factor is transposed within the product.
+            transposed = jax.lax.optimization_barrier(weight.T)
+            hidden = jnp.tensordot(transposed, jax.nn.relu(hidden), axes=1) + _trailing(bias, hidden.ndim - 1)
         return hidden
 
 
@@ -138,7 +144,3 @@ def _scales(features: tuple[Channels, ...]) -> Float[Array, " c"]:
 
 def _trailing(x: Float[Array, " c"], ndim: int) -> Float[Array, "c ..."]:
     return x.reshape((-1,) + (1,) * ndim)
-
-
-def _contract(weight: Float[Array, "fan_in fan_out"], x: Float[Array, "fan_in *s"]) -> Float[Array, "fan_out *s"]:
-    return jnp.tensordot(weight.T, x, axes=1)

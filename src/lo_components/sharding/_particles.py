@@ -41,7 +41,7 @@ class ParticleSharded(AbstractEstimator[Any]):
     """An estimator whose particles are sharded over a mesh. The estimate is the same up to the order of summation.
 
     The noise and the data of a particle depend only on its index and the key, so only the estimate is communicated: a
-    sum over devices of one array for each array of theta, and of a few scalars.
+    sum over devices of one vector with the size of theta, and of a few scalars.
     """
 
     estimator: AbstractEstimator
