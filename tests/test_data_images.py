@@ -92,8 +92,8 @@ def test_cifar10_in_every_layout(tmp_path, encoding, place):
         dataset.splits["train"].labels, sum((labels_of(seed, 2 + seed % 2, 10) for seed in range(5)), [])
     )
     np.testing.assert_array_equal(dataset.splits["test"].labels, labels_of(5, 3, 10))
-    np.testing.assert_allclose(dataset.mean, train.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(dataset.std, train.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_array_equal(dataset.mean, train.mean((0, 1, 2)).astype(np.float32))
+    np.testing.assert_array_equal(dataset.std, train.std((0, 1, 2)).astype(np.float32))
 
 
 @pytest.mark.parametrize("encoding", ["python 2", "protocol 4", "binary"])
@@ -113,8 +113,8 @@ def test_color_batches_are_normalized_by_channel(tmp_path):
     dataset = cifar10(write_cifar10(tmp_path))
     images, labels = sample_batch(dataset, 50, key=jax.random.key(0))
     train = dataset.splits["train"]
-    table = (np.asarray(train.images, np.float64) - dataset.mean) / dataset.std
-    np.testing.assert_allclose(table.mean((0, 1, 2)), 0, atol=1e-9)
+    pixels = np.asarray(train.images, np.float64)
+    table = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
     index = np.abs(np.asarray(images)[:, None] - table[None]).max(axis=(2, 3, 4)).argmin(axis=1)
     np.testing.assert_allclose(images, table[index], atol=1e-5)
     np.testing.assert_array_equal(labels, np.asarray(train.labels)[index])

@@ -186,15 +186,6 @@ def test_learner_inner_step_and_task_may_all_depend_on_the_configuration():
     np.testing.assert_allclose(found.evaluations.losses[:, 0, 1], first * (1 - rate) ** 2, rtol=1e-5)
 
 
-def test_arrays_that_a_sweep_closes_over_are_arguments_of_the_program(monkeypatch):
-    seen = []
-    compiled = meta._sweep._sweep
-    monkeypatch.setattr(meta._sweep, "_sweep", lambda run, *rest: seen.append(run) or compiled(run, *rest))
-    task = Quadratic(jnp.arange(1000.0))
-    sweep(lambda rate: evaluate(SGD(rate), task, num_steps=1, num_seeds=1, key=KEY), jnp.array([0.1, 0.2]))
-    assert 1000 in [x.size for x in jax.tree.leaves(seen[0]) if eqx.is_array(x)]
-
-
 def sweep_of(losses, grid, **metrics):
     losses = jnp.asarray(losses, jnp.float32)[..., None]
     evaluations = jax.vmap(lambda x: Evaluation(x, jnp.all(jnp.isfinite(x), axis=1)))(losses)

@@ -107,7 +107,7 @@ def test_batches_have_the_asked_size_and_split():
     assert images.shape == (5, 2) and labels.shape == (5,)
     pixels = {tuple(p) for p in np.asarray(task.batch(key=KEY, split="test")[0]).round(4)}
     dataset = task.dataset
-    test = (np.asarray(dataset.splits["test"].images) - dataset.mean) / dataset.std
+    test = np.asarray((dataset.splits["test"].images - dataset.mean) / dataset.std)
     assert pixels <= {tuple(p) for p in test.round(4)}
 
 

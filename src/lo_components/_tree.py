@@ -121,7 +121,8 @@ def structure_difference(got: PyTree, expected: PyTree) -> str:
 
 def check_build(build: Any, example: str) -> None:
     """Raise `TypeError` unless `build` is a function, rather than a model that was built already."""
-    is_model = isinstance(build, eqx.Module) and any(map(eqx.is_array, jax.tree.leaves(build)))
+    is_function = not isinstance(build, eqx.Module) or isinstance(build, eqx.Partial)
+    is_model = not is_function and any(map(eqx.is_array, jax.tree.leaves(build)))
     if is_model or not callable(build):
         what = "a model" if is_model else f"a value of type {type(build).__name__}"
         raise TypeError(f"`build` must be a function that returns a model, such as `{example}`, but it is {what}.")

@@ -1,9 +1,15 @@
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from .._types import typechecked
+
+
+def _float32(x: Any) -> Array:
+    return jnp.asarray(x, jnp.float32)
 
 
 class LabeledImages(eqx.Module):
@@ -42,15 +48,15 @@ class ImageDataset(eqx.Module):
     - `splits`: by name, `"train"` at least; all images have the same shape, `[height, width]` or
         `[height, width, channels]`.
     - `num_classes`: labels are in `[0, num_classes)`.
-    - `mean`: the mean of the training pixels; for color images a tuple with the mean of each channel.
-    - `std`: the standard deviation of the training pixels; for color images a tuple as well.
+    - `mean`: the mean of the training pixels: one number, or one for each channel of color images.
+    - `std`: the standard deviation of the training pixels, likewise.
     - `shards`: the workers' shards of `"train"`, if any, from [`lo_components.data.dirichlet_shards`][].
     """
 
     splits: dict[str, LabeledImages]
     num_classes: int = eqx.field(static=True)
-    mean: float | tuple[float, ...] = eqx.field(static=True)
-    std: float | tuple[float, ...] = eqx.field(static=True)
+    mean: Float[Array, "*channels"] = eqx.field(converter=_float32)
+    std: Float[Array, "*channels"] = eqx.field(converter=_float32)
     shards: WorkerShards | None = None
 
     @property
@@ -59,15 +65,12 @@ class ImageDataset(eqx.Module):
         return self.splits["train"].images.shape[1:]
 
 
-def normalize(images, mean: float | tuple[float, ...], std: float | tuple[float, ...]):
-    """`(images - mean) / std` in float32, for JAX and NumPy arrays; tuples are statistics per channel."""
-    if isinstance(mean, tuple) or isinstance(std, tuple):
+def normalize(images, mean: Float[Array | np.ndarray, "*channels"], std: Float[Array | np.ndarray, "*channels"]):
+    """`(images - mean) / std` in float32, for JAX and NumPy arrays."""
+    if mean.ndim or std.ndim:
         axes = (1,) * (images.ndim - 1) + (-1,)
-        offset = np.reshape(mean, axes).astype(np.float32)
-        scale = np.reshape(1.0 / np.asarray(std), axes).astype(np.float32)
-    else:
-        offset, scale = mean, 1.0 / std
-    return (images.astype(np.float32) - offset) * scale
+        mean, std = mean.reshape(axes), std.reshape(axes)
+    return (images.astype(np.float32) - mean) * (1.0 / std)
 
 
 @typechecked

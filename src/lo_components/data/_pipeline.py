@@ -118,7 +118,8 @@ def _examples(source: Any, split: str | None) -> tuple[int, Take]:
     if isinstance(source, ImageDataset):
         examples = one_split(source.splits, split or "train")
         images, labels = np.asarray(examples.images), np.asarray(examples.labels)
-        return len(labels), functools.partial(_take_images, images, labels, source.mean, source.std)
+        statistics = np.asarray(source.mean), np.asarray(source.std)
+        return len(labels), functools.partial(_take_images, images, labels, *statistics)
     if isinstance(source, TokenDataset):
         source = one_split(source.splits, split or "train")
     elif split is not None:

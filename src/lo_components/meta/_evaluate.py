@@ -98,8 +98,9 @@ def evaluate(
 ) -> Evaluation:
     """Meta-test: train a task from scratch with a learner, several seeds at once, in one compiled call.
 
-    A second call does not compile again if the task is the same object, the sizes are the same, and the learner has
-    equal constants. Each `optax.adam(...)` is a new constant and compiles again; [`lo_components.meta.sweep`][]
+    A second call compiles nothing if the sizes, the constants of the learner and those of the task are equal; arrays,
+    such as those of a data set, may have other values. Functions are equal only if they are the same object, so each
+    `optax.adam(...)` compiles again, and `OptaxOptimizer(optax.adam, 1e-3)` does not. [`lo_components.meta.sweep`][]
     compiles once for many hyperparameters.
 
     The random numbers of a seed depend only on `key` and the seed's index. So learners that are evaluated with the same

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -5,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 from jaxtyping import Array, Float, PyTree
 
 from .._tree import path_name
@@ -76,6 +78,9 @@ class Sweep(eqx.Module):
 def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None = None) -> Sweep:
     """Evaluate every configuration of a grid of hyperparameters, in one compiled call.
 
+    A second sweep of the same size compiles again only if it computes something else: other values, or a data set or a
+    task of equal shapes, do not count.
+
     ```python
     rates = jnp.logspace(-4, -1, 7)
     adam = lambda rate: evaluate(OptaxOptimizer(optax.adam, rate), task, num_steps=1000, key=key)
@@ -104,10 +109,21 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     if at_once is not None and at_once < 1:
         raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
     # Arrays that `run` closes over, such as a data set, become arguments of the compiled program instead of constants.
-    run = eqx.filter_closure_convert(run, jax.tree.map(lambda x: x[0], grid))
-    return Sweep(grid, _sweep(run, grid, size if at_once is None else at_once))
+    traced, arrays, rest = eqx.filter_make_jaxpr(run)(jax.tree.map(lambda x: x[0], grid))
+    arguments = traced.consts, grid, size if at_once is None else at_once
+    # `run` is usually a new function in each call. What decides whether it was compiled before is the program.
+    lowered = _sweep.lower(traced.jaxpr, *arguments)  # pyright: ignore[reportFunctionMemberAccess]
+    program = hashlib.sha256(lowered.as_text().encode()).digest()
+    found = _sweep(_traced.setdefault(program, traced.jaxpr), *arguments)
+    return Sweep(grid, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), found), rest))
+
+
+_traced: dict[bytes, Jaxpr] = {}
 
 
 @eqx.filter_jit
-def _sweep(run, grid, at_once):
+def _sweep(jaxpr, consts, grid, at_once):
+    def run(configuration):
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(configuration))
+
     return jax.lax.map(run, grid, batch_size=at_once)

@@ -21,7 +21,7 @@ class TrainedModel(eqx.Module):
     rest: PyTree
     widths: PyTree[WidthSpec]
     parametrization: AbstractParametrization
-    build: Callable[[PRNGKeyArray], Any] = eqx.field(static=True)
+    build: Callable[[PRNGKeyArray], Any]
 
     def __init__(
         self,

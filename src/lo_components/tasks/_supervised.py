@@ -43,7 +43,8 @@ class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[Im
         """**Arguments:**
 
         - `dataset`: the images, kept on the device.
-        - `build`: maps a key to a model, which maps one image to `[num_classes]` logits.
+        - `build`: maps a key to a model, which maps one image to `[num_classes]` logits. Tasks share compiled programs
+            if it is the same function, or an `equinox.Partial` of it with equal arguments.
         - `widths`, `parametrization`: `None` for models made of layers of [`lo_components.nn`][], which declare both.
             For other models, `widths` tells how each array grows, for instance from
             [`lo_components.parametrization.infer_widths`][], and `parametrization` is `Absorbed(MuP())`, which

@@ -1,8 +1,11 @@
 """The tasks of the muLO and LAgg-A papers: one function per model, with sizes as arguments."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
 
 from .._types import typechecked
 from ..data import ImageDataset, TokenDataset
@@ -46,10 +49,8 @@ def mlp_classification(
     pixels = math.prod(dataset.image_shape)
     in_size = Axis.fixed(pixels) if base_in_size is None else Axis.growing(pixels, base_in_size)
 
-    def build(key):
-        sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
-        return MLP(in_size, dataset.num_classes, parametrization=parametrization, key=key, **sizes)
-
+    sizes = dict(width=width, depth=depth, parametrization=parametrization, base_width=base_width)
+    build = _build(MLP, (in_size, dataset.num_classes), sizes)
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
@@ -75,11 +76,8 @@ def cnn_classification(
     ??? cite "Source"
         LAgg-A (arXiv 2312.02204): three convolutions on CIFAR-10.
     """
-
-    def build(key):
-        sizes: dict[str, Any] = dict(width=width, depth=depth, base_width=base_width)
-        return CNN(_channels(dataset), dataset.num_classes, parametrization=parametrization, key=key, **sizes)
-
+    sizes = dict(width=width, depth=depth, parametrization=parametrization, base_width=base_width)
+    build = _build(CNN, (_channels(dataset), dataset.num_classes), sizes)
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
@@ -110,12 +108,9 @@ def resnet_classification(
         LAgg-A (arXiv 2312.02204): ResNet-50.
     """
     large_stem = min(dataset.image_shape[:2]) >= 64
-
-    def build(key):
-        sizes: dict[str, Any] = dict(blocks=tuple(blocks), bottleneck=bottleneck, width=width, base_width=base_width)
-        form: dict[str, Any] = dict(norm=norm, large_stem=large_stem, parametrization=parametrization)
-        return ResNet(_channels(dataset), dataset.num_classes, key=key, **sizes, **form)
-
+    sizes = dict(blocks=tuple(blocks), bottleneck=bottleneck, width=width, base_width=base_width)
+    form = dict(norm=norm, large_stem=large_stem, parametrization=parametrization)
+    build = _build(ResNet, (_channels(dataset), dataset.num_classes), sizes | form)
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
@@ -144,12 +139,9 @@ def vit_classification(
         muLO (arXiv 2406.00153): widths 192, 1024 and 2048, depths 3 to 64; LAgg-A (arXiv 2312.02204): DeiT-tiny on
         ImageNet 64x64.
     """
-
-    def build(key):
-        sizes: dict[str, Any] = dict(patch_size=patch_size, width=width, depth=depth, heads=heads)
-        form: dict[str, Any] = dict(parametrization=parametrization, base_width=base_width)
-        return ViT(dataset.image_shape, dataset.num_classes, key=key, **sizes, **form)
-
+    sizes = dict(patch_size=patch_size, width=width, depth=depth, heads=heads)
+    form = dict(parametrization=parametrization, base_width=base_width)
+    build = _build(ViT, (dataset.image_shape, dataset.num_classes), sizes | form)
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
@@ -181,14 +173,20 @@ def language_modeling(
         (arXiv 2312.02204): width 192, 12 heads, 12 blocks, sequences of 16.
     """
     max_length = dataset.length if positions else None
-
-    def build(key):
-        sizes: dict[str, Any] = dict(width=width, depth=depth, heads=heads, base_width=base_width)
-        form: dict[str, Any] = dict(max_length=max_length, dropout=dropout, parametrization=parametrization)
-        return TransformerLM(dataset.vocab_size, key=key, **sizes, **form)
-
+    sizes = dict(width=width, depth=depth, heads=heads, base_width=base_width)
+    form = dict(max_length=max_length, dropout=dropout, parametrization=parametrization)
+    build = _build(TransformerLM, (dataset.vocab_size,), sizes | form)
     return LanguageModeling(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
 def _channels(dataset: ImageDataset) -> int:
     return math.prod(dataset.image_shape[2:])
+
+
+def _build(model: type, args: tuple[Any, ...], sizes: dict[str, Any]) -> Callable[[PRNGKeyArray], Any]:
+    """A function that builds a model. Two with equal arguments are equal, so their tasks share a compiled program."""
+    return eqx.Partial(_built, model, args, sizes)
+
+
+def _built(model: type, args: tuple[Any, ...], sizes: dict[str, Any], key: PRNGKeyArray) -> Any:
+    return model(*args, key=key, **sizes)
