@@ -16,7 +16,7 @@ def _channels(key, with_full=True):
     draw = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
     shapes = [(2, 3, 5), (1, 3, 5)] if with_full else [(2, 3, 1), (1, 1, 5)]
     return (
-        Channels(draw(*shapes[0]), jnp.array([8.0, 0.2]), count=2, eps=1e-5),
+        Channels(draw(*shapes[0]), jnp.array([4.0, 0.1]), eps=1e-5),
         Channels(draw(1, 3, 1), jnp.array([0.5]), eps=1e-5),
         Channels(draw(*shapes[1])),
         Channels(draw(2, 1, 5), jnp.array([2.0, 3.0]), eps=0.25),

@@ -62,7 +62,8 @@ def update_group(pipeline: Pipeline, tensors: list[Tensor], context: Context) ->
     # Results are sharded like what they replace; the compiler shards everything between.
     arrays, rest = eqx.partition((pipeline, tensors, context), eqx.is_array)
     shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results)
-    return jax.sharding.auto_axes(lambda arrays: _updated(*eqx.combine(arrays, rest)), out_sharding=shardings)(arrays)
+    automatic: Any = jax.sharding.auto_axes(lambda x: _updated(*eqx.combine(x, rest)), out_sharding=shardings)
+    return automatic(arrays)
 
 
 def _is_explicit(x: Array) -> bool:

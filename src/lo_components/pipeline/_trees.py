@@ -78,11 +78,11 @@ def update_tree(
     per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
     tensors = [_with_axes(Tensor(*arrays)) for arrays in per_tensor]
     context = Context(state.step, num_steps, loss)
-    updates, states = [None] * len(tensors), list(states_flat)
+    results = {}
     for group in grouped(pipeline, tensors):
-        results = update_group(pipeline, [tensors[i] for i in group], context)
-        for i, (update, next_states) in zip(group, results, strict=True):
-            updates[i], states[i] = update.reshape(jnp.shape(params_flat[i])), next_states
+        results |= zip(group, update_group(pipeline, [tensors[i] for i in group], context), strict=True)
+    updates = [results[i][0].reshape(jnp.shape(param)) for i, param in enumerate(params_flat)]
+    states = [results[i][1] for i in range(len(tensors))]
     return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
 
 
