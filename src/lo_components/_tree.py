@@ -20,9 +20,10 @@ BLOCKED_FROM = 2**18  # elements; learned optimizers compute larger tensors in b
 
 def normal_like(tree: PyTree, *, key: PRNGKeyArray) -> PyTree:
     """Independent standard normal samples with the structure, shapes and dtypes of `tree`."""
-    # One call for all leaves: compiling a random generator costs more than everything else here.
+    # One call for all leaves: compiling a random generator costs more than everything else here. The barrier keeps XLA
+    # from compiling it again for every use of every leaf.
     size = sum(x.size for x in jax.tree.leaves(tree))
-    return unraveled(jax.random.normal(key, (size,), jnp.float32), tree)
+    return unraveled(jax.lax.optimization_barrier(jax.random.normal(key, (size,), jnp.float32)), tree)
 
 
 def raveled(tree: PyTree) -> Float[Array, " n"]:
