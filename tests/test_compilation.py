@@ -1,6 +1,11 @@
 """What is compiled, and how often: programs are keyed by structure and sizes, not by the objects that hold them."""
 
 import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -133,6 +138,28 @@ def test_coordinate_checks_of_recreated_tasks_compile_nothing():
     with compiled() as names:
         run(1)
     assert not names
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_all_programs_in_the_persistent_cache(tmp_path):
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    counts = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, Path(__file__).parent / "cached_run.py"],
+                env={**os.environ, **environment},
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert counts[0]["/jax/compilation_cache/cache_misses"] > 3
+    assert counts[1] == {"/jax/compilation_cache/cache_hits": sum(counts[0].values())}
 
 
 def _unroll(seed):

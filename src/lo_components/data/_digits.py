@@ -1,3 +1,6 @@
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from ._images import ImageDataset, image_dataset
@@ -11,11 +14,12 @@ def digits() -> ImageDataset:
 
     Raises `ImportError` if scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError("`digits` needs scikit-learn: `pip install lo-components[data]`.") from None
-    pixels, labels = load_digits(return_X_y=True)
+    # Only the file is needed: importing scikit-learn takes longer than everything else here.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ImportError("`digits` needs scikit-learn: `pip install lo-components[data]`.")
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", np.int64, delimiter=",")
+    pixels, labels = table[:, :-1], table[:, -1]
     order = np.random.default_rng(0).permutation(len(labels))
     images, labels = pixels.reshape(-1, 8, 8).astype(np.uint8)[order], labels[order]
     splits = {"train": (images[:1500], labels[:1500]), "test": (images[1500:], labels[1500:])}

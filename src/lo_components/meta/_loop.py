@@ -112,8 +112,6 @@ def meta_train(
         state, metadata = _init(learner, estimator, optimizer, key=key), {}
         if run is not None:
             state, metadata = run.resume(state)
-        # The compiled step donates its input, which may contain the caller's own arrays.
-        state = _copy(state)
         start = int(state.step)
         if start > num_steps:
             raise ValueError(f"`num_steps` is {num_steps}, but this run has taken {start} meta-steps already.")
@@ -153,7 +151,10 @@ def meta_train(
     return state.learner
 
 
-_init = eqx.filter_jit(init_meta_state)
+@eqx.filter_jit
+def _init(learner: Learner, estimator: AbstractEstimator, optimizer: MetaOptimizer, *, key: PRNGKeyArray) -> MetaState:
+    """The compiled `init_meta_state`, copied, since the step donates it and it contains the caller's own arrays."""
+    return _copy(init_meta_state(learner, estimator, optimizer, key=key))
 
 
 @eqx.filter_jit(donate="all-except-first")
