@@ -10,7 +10,7 @@ from lo_components import as_optax, recipes
 from lo_components.optimizers import Scaled
 from lo_components.parametrization import SCALE_FREE, Absorbed, MuP, infer_widths, reinitialize
 
-REASON = "needs Flax and Haiku: `pip install lo-components[dev]`"
+REASON = "needs Flax and Haiku: `pip install lo-components[frameworks]`"
 nnx = pytest.importorskip("flax.nnx", reason=REASON)
 linen = pytest.importorskip("flax.linen", reason=REASON)
 serialization = pytest.importorskip("flax.serialization", reason=REASON)
