@@ -65,7 +65,7 @@ def update_operations(transformation, layers: int) -> int:
     return sum(number for kind, number in counts.items() if kind not in MOVES)
 
 
-@pytest.mark.parametrize("hidden_size", [4, 32])
+@pytest.mark.parametrize("hidden_size", [4, pytest.param(32, marks=pytest.mark.slow)])
 def test_an_update_of_48_layers_computes_hardly_more_operations_than_one_of_12(hidden_size):
     learner = loc.recipes.small_fc_lopt(hidden_size=hidden_size, key=jax.random.key(0))
     optimizer = loc.optimizers.as_optax(learner)
