@@ -42,7 +42,7 @@ class _DevicePrefetch(AbstractBatchIterator):
         self._state = iterator.state()
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         # The setting is one of the calling thread.
-        self._device = jax.config.jax_default_device
+        self._device = getattr(jax.config, "jax_default_device")
 
     def __next__(self) -> Any:
         try:
