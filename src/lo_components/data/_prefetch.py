@@ -1,5 +1,6 @@
 import collections
 import concurrent.futures
+import operator
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ class _DevicePrefetch(AbstractBatchIterator):
         self._state = iterator.state()
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         # The setting is one of the calling thread.
-        self._device = getattr(jax.config, "jax_default_device")
+        self._device = operator.attrgetter("jax_default_device")(jax.config)
 
     def __next__(self) -> Any:
         try:
