@@ -10,16 +10,12 @@ run it again to continue.
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import sys
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +56,9 @@ SMOKE = dict(
     adam_rates=(1e-2, 1e-3), batch_size=16,
 )  # fmt: skip
 
-# By name, the parametrization of the tasks and the step multiplier (the muLO paper's values).
-LEARNED = {"muLO": (MuP(), 1e-2), "LO": (SP(), 1e-3)}
-NAMES = (*LEARNED, "Adam")
+# Name, parametrization of the tasks, and step multiplier (the muLO paper's values).
+LEARNED = (("muLO", MuP(), 1e-2), ("LO", SP(), 1e-3))
+NAMES = ("muLO", "LO", "Adam")
 
 
 def fingerprint(dataset) -> str:
@@ -79,30 +75,8 @@ def task(settings: Settings, dataset, width: int, parametrization):
     )
 
 
-STOP = threading.Event()
-
-
-def side_by_side(function: Callable[..., Any], cases: list[tuple]) -> dict[tuple, Any]:
-    """The result of a function for each case. Two run at a time, since one leaves cores idle while it compiles."""
-    STOP.clear()
-    with ThreadPoolExecutor(2) as pool:
-        running = {case: pool.submit(function, *case) for case in cases}
-        try:
-            return {case: job.result() for case, job in running.items()}
-        except BaseException:  # also Ctrl-C
-            STOP.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def stop_if_asked(step: int, learner: Any) -> None:
-    if STOP.is_set():
-        raise KeyboardInterrupt
-
-
-def meta_train(settings: Settings, dataset, out: Path, name: str):
+def meta_train(settings: Settings, dataset, name: str, parametrization, step_mult: float, out: Path):
     """One learned optimizer, meta-trained on the narrow task, or read from `out` if it is there."""
-    parametrization, step_mult = LEARNED[name]
     unroll = loc.unroll.TruncatedUnroll(
         task(settings, dataset, settings.meta_width, parametrization),
         settings.horizon,
@@ -116,30 +90,27 @@ def meta_train(settings: Settings, dataset, out: Path, name: str):
         num_steps=settings.meta_steps,
         # This run is shorter than the papers' 5,000 meta-steps, so the rate is higher, and it decays to 0.
         optimizer=loc.meta.meta_optimizer(settings.meta_steps, peak=settings.meta_rate, end=0.0),
-        checkpoints=loc.meta.Checkpoints(out / name.lower(), {**config, **dataclasses.asdict(settings)}, every=50),
-        callback=stop_if_asked,
+        checkpoints=loc.meta.Checkpoints(out, {**config, **dataclasses.asdict(settings)}, every=50),
         progress=f"meta-training {name}",
         key=run_key,
     )
 
 
-def meta_test(settings: Settings, dataset, optimizers, width: int, name: str) -> jax.Array:
-    """Losses `[seeds, steps]` of one optimizer at one width; for Adam, at its best learning rate."""
-    parametrization, _ = LEARNED.get(name, (SP(), None))
-    target = task(settings, dataset, width, parametrization)
+def meta_test(settings: Settings, dataset, width: int, optimizers) -> dict[str, jax.Array]:
+    """Losses `[seeds, steps]` of every optimizer at one width; for Adam, at its best learning rate."""
     steps, key = settings.test_steps(width), jax.random.key(settings.seed + 1)
 
-    def curves(optimizer):
+    def curves(parametrization, optimizer):
+        target = task(settings, dataset, width, parametrization)
         return loc.meta.evaluate(optimizer, target, num_steps=steps, num_seeds=settings.seeds, key=key)
 
-    if name in optimizers:
-        evaluation = curves(optimizers[name])
-    else:
-        rates = jnp.asarray(settings.adam_rates)
-        evaluation = loc.meta.sweep(lambda rate: curves(loc.OptaxOptimizer(optax.adam, rate)), rates).best().evaluation
-    losses = jax.block_until_ready(evaluation.losses)
-    print(f"tested {name} at width {width}", flush=True)
-    return losses
+    # Compiling uses one core, so compile both in parallel.
+    with ThreadPoolExecutor(len(LEARNED)) as pool:
+        found = pool.map(lambda entry: curves(entry[1], optimizers[entry[0]]).losses, LEARNED)
+        losses = {name: values for (name, *_), values in zip(LEARNED, found, strict=True)}
+    rates = jnp.asarray(settings.adam_rates)
+    adam = loc.meta.sweep(lambda rate: curves(SP(), loc.OptaxOptimizer(optax.adam, rate)), rates)
+    return {**losses, "Adam": adam.best().evaluation.losses}
 
 
 def expected_results(settings: Settings):
@@ -202,18 +173,18 @@ def main(data: Path | None = None, out: Path = Path("quickstart"), seed: int = 0
         # Loaded dictionaries have sorted keys.
         results = {width: {name: loaded[width][name] for name in NAMES} for width in settings.widths}
     else:
-        with timed("meta-training"):
-            train = functools.partial(meta_train, settings, dataset, folder.path)
-            optimizers = {
-                name: trained for (name,), trained in side_by_side(train, [(name,) for name in LEARNED]).items()
-            }
-        for name, optimizer in optimizers.items():
+        optimizers, results = {}, {}
+        for name, parametrization, step_mult in LEARNED:
+            with timed(f"meta-train {name}"):
+                optimizers[name] = meta_train(
+                    settings, dataset, name, parametrization, step_mult, folder.path / name.lower()
+                )
             # To use it elsewhere: `loc.weights.load(path)`.
-            loc.weights.save(folder.path / f"{name.lower()}.safetensors", optimizer)
-        with timed("meta-tests"):
-            test = functools.partial(meta_test, settings, dataset, optimizers)
-            losses = side_by_side(test, [(width, name) for width in settings.widths for name in NAMES])
-        results = {width: {name: losses[width, name] for name in NAMES} for width in settings.widths}
+            loc.weights.save(folder.path / f"{name.lower()}.safetensors", optimizers[name])
+        for width in settings.widths:
+            with timed(f"meta-test width {width}"):
+                results[width] = meta_test(settings, dataset, width, optimizers)
+            print(f"tested at width {width} in {seconds[f'meta-test width {width}']:.0f} s", flush=True)
         loc.weights.save_arrays(curves, results, metadata=seconds)
     print(f"\nTraining loss, median of {settings.seeds} seeds (lowest to highest):\n\n{table(settings, results)}\n")
     print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()))
