@@ -169,8 +169,7 @@ def meta_step(
     )
     new_theta = optax.apply_updates(theta, updates)
     grad = _tree.raveled(estimate.grad)
-    finite = jnp.all(jnp.isfinite(grad)) & jnp.all(jnp.isfinite(_tree.raveled(new_theta)))
-    good = (estimate.usable > 0) & finite
+    good = (estimate.usable > 0) & _tree.all_finite((grad, _tree.raveled(new_theta)))
     theta = _tree.where(good, new_theta, theta)
     optimizer_state = _tree.where(good, optimizer_state, state.optimizer_state)
     metrics = MetaMetrics(
