@@ -1,5 +1,6 @@
 """Meta-training survives kills, full disks, damaged files and schedulers."""
 
+import concurrent.futures
 import errno
 import functools
 import hashlib
@@ -611,26 +612,33 @@ def test_a_lock_vanishes_with_its_process(finished, tmp_path):
 
 
 def test_of_many_threads_one_has_the_lock(tmp_path):
-    barrier, holders, most, refused = threading.Barrier(8), [], [], []
+    barrier, holders, most, refused = threading.Barrier(8, timeout=60), [], [], []
 
-    def attempt():
+    def attempt(_):
+        barrier.wait()
+        try:
+            with exclusive(tmp_path / ".lock"):
+                holders.append(1)
+                most.append(len(holders))
+                time.sleep(0.0005)
+                holders.pop()
+        except BlockingIOError:
+            refused.append(1)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
         for _ in range(50):
-            barrier.wait()
-            try:
-                with exclusive(tmp_path / ".lock"):
-                    holders.append(1)
-                    most.append(len(holders))
-                    time.sleep(0.0005)
-                    holders.pop()
-            except BlockingIOError:
-                refused.append(1)
-
-    threads = [threading.Thread(target=attempt) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+            list(threads.map(attempt, range(8)))
     assert set(most) == {1} and len(most) >= 50 and refused
+
+
+def test_a_lock_whose_file_vanishes_while_it_is_checked_is_taken_again(tmp_path, monkeypatch):
+    def vanishes(*_):
+        monkeypatch.undo()
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os.path, "samestat", vanishes)
+    with exclusive(tmp_path / ".lock"):
+        assert (tmp_path / ".lock").exists()
 
 
 def test_a_file_system_without_locks_has_none(finished, tmp_path, monkeypatch):

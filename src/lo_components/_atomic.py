@@ -80,9 +80,10 @@ def exclusive(path: Path) -> Iterator[None]:
                 with file:
                     file.seek(0)
                     raise BlockingIOError(file.read(200).decode(errors="replace") or "another process") from None
-        # The process that had the lock may have removed the file after it was opened here.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            break
+        # The process that had the lock may have removed the file after it was opened here, or may do so now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                break
         file.close()
     with file:
         file.truncate(0)
