@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 import lo_components as loc
+from lo_components.accumulators import TensorView
 from lo_components.features import Channels
 
 
@@ -21,7 +22,7 @@ class NaiveMLPHead(loc.AbstractHead):
     def out_size(self) -> int:
         return self.head.out_size
 
-    def __call__(self, features: tuple[Channels, ...]):
+    def __call__(self, features: tuple[Channels, ...], view: TensorView):
         shape = jnp.broadcast_shapes(*(c.values.shape[1:] for c in features))
         x = jnp.concatenate([jnp.broadcast_to(c.scaled(), (c.values.shape[0], *shape)) for c in features])
         x = jnp.moveaxis(x, 0, -1)

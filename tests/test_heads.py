@@ -3,11 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import view_of
 
 from lo_components.features import Channels
 from lo_components.heads import LinearHead, MLPHead
 
 SHAPE = (3, 5)
+VIEW = view_of(jnp.zeros(SHAPE))
 
 
 def _channels(key, with_full=True):
@@ -50,7 +52,11 @@ def _mlp(getkey, hidden_layers):
 
 @pytest.mark.parametrize("with_full", [True, False])
 @pytest.mark.parametrize("hidden_layers", [1, 2])
-@pytest.mark.parametrize("evaluate", [MLPHead.__call__, MLPHead._unrolled, MLPHead._matmul])
+@pytest.mark.parametrize(
+    "evaluate",
+    [lambda head, x: head(x, VIEW), MLPHead._unrolled, MLPHead._matmul],
+    ids=["chosen", "unrolled", "matmul"],
+)
 def test_mlp_equals_a_dense_network_on_tiled_channels(evaluate, hidden_layers, with_full, getkey):
     head, features = _mlp(getkey, hidden_layers), _channels(getkey(), with_full)
     out = jax.jit(evaluate)(head, features)
@@ -60,8 +66,8 @@ def test_mlp_equals_a_dense_network_on_tiled_channels(evaluate, hidden_layers, w
 def test_mlp_of_channels_that_are_all_broadcast_stays_small(getkey):
     head = _mlp(getkey, 1)
     features = (Channels(jnp.ones((5, 3, 1))), Channels(jnp.ones((3, 1, 1))))
-    assert head(features).shape == (3, 3, 1)
-    np.testing.assert_allclose(jnp.broadcast_to(head(features), (3, *SHAPE)), _dense(head, features), rtol=1e-5)
+    assert head(features, VIEW).shape == (3, 3, 1)
+    np.testing.assert_allclose(jnp.broadcast_to(head(features, VIEW), (3, *SHAPE)), _dense(head, features), rtol=1e-5)
 
 
 def test_linear_head_is_a_weighted_sum_of_scaled_channels(getkey):
@@ -69,14 +75,14 @@ def test_linear_head_is_a_weighted_sum_of_scaled_channels(getkey):
     head = eqx.tree_at(lambda h: h.bias, head, jnp.array([0.5, -2.0]))
     features = _channels(getkey())
     expected = (_tiled(features) @ np.asarray(head.weight, np.float64) + np.array([0.5, -2.0])).T.reshape(2, *SHAPE)
-    np.testing.assert_allclose(jax.jit(LinearHead.__call__)(head, features), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(LinearHead.__call__)(head, features, VIEW), expected, rtol=1e-5, atol=1e-6)
 
 
-def _path_taken(size, hidden_size, hidden_layers, getkey):
+def _path_taken(size, hidden_size, hidden_layers, getkey, /, **block):
     """Whether an MLP on 39 channels, 16 of them of full size, is written out element by element."""
     head = MLPHead(39, 2, hidden_size=hidden_size, hidden_layers=hidden_layers, key=getkey())
     features = (Channels(jnp.ones((16, size))), Channels(jnp.ones((23, 1))))
-    return "dot_general" not in str(jax.make_jaxpr(head)(features))
+    return "dot_general" not in str(jax.make_jaxpr(head)(features, view_of(jnp.zeros(size), **block)))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,11 @@ def test_only_small_networks_are_written_out_and_larger_ones_on_tensors_of_mediu
     assert _path_taken(size, hidden_size, hidden_layers, getkey) is written_out
 
 
+def test_in_blocks_of_medium_size_only_small_networks_are_written_out(getkey):
+    assert _path_taken(2**12, 4, 2, getkey, size=2**18)
+    assert not _path_taken(2**12, 32, 1, getkey, size=2**18)
+
+
 def test_only_networks_with_large_temporaries_ask_for_blocks(getkey):
     assert MLPHead(39, 2, hidden_size=32, hidden_layers=2, key=getkey()).blockwise
     assert not MLPHead(39, 2, hidden_size=4, hidden_layers=2, key=getkey()).blockwise
@@ -105,7 +116,7 @@ def test_only_networks_with_large_temporaries_ask_for_blocks(getkey):
 @pytest.mark.parametrize("make", [MLPHead, LinearHead])
 def test_the_number_of_channels_is_checked(make, getkey):
     with pytest.raises(ValueError, match="takes 9 channels, but the features yield 8"):
-        make(9, 2, key=getkey())(_channels(getkey()))
+        make(9, 2, key=getkey())(_channels(getkey()), VIEW)
 
 
 @pytest.mark.parametrize("change", [dict(in_size=0), dict(out_size=0), dict(hidden_size=0), dict(hidden_layers=0)])

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import view_of
 
 from lo_components import heads
 from lo_components.features import Channels
@@ -17,7 +18,10 @@ TABLE = [
 ]
 every_head = pytest.mark.parametrize("head", TABLE, ids=["linear", "small_mlp", "large_mlp"])
 
-apply = eqx.filter_jit(lambda head, features: head(features))
+VIEW = view_of(jnp.zeros((6, 4)))
+ROWS = view_of(jnp.zeros((2, 4)))
+
+apply = eqx.filter_jit(lambda head, features, view=VIEW: head(features, view))
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_outputs_are_pointwise_over_the_tensor(head, features):
     rows = tuple(
         Channels(c.values[:, 1:3] if c.values.shape[1] == 6 else c.values, c.mean_square, c.eps) for c in features
     )
-    np.testing.assert_allclose(apply(head, rows), apply(head, features)[:, 1:3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(apply(head, rows, ROWS), apply(head, features)[:, 1:3], rtol=1e-5, atol=1e-6)
 
 
 @every_head
@@ -78,12 +82,12 @@ def test_every_channel_counts(head, features):
 
 @every_head
 def test_jit_equals_eager(head, features):
-    np.testing.assert_allclose(head(features), apply(head, features), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(head(features, VIEW), apply(head, features), rtol=1e-5, atol=1e-6)
 
 
 @every_head
 def test_all_arrays_are_meta_parameters_with_finite_gradients(head, features):
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda h: jnp.sum(h(features) ** 2)))(head)
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda h: jnp.sum(h(features, VIEW) ** 2)))(head)
     assert all(jnp.all(jnp.isfinite(x)) and jnp.any(x != 0) for x in jax.tree.leaves(gradient))
     assert len(jax.tree.leaves(gradient)) == len(jax.tree.leaves(eqx.filter(head, eqx.is_array)))
 
@@ -91,4 +95,4 @@ def test_all_arrays_are_meta_parameters_with_finite_gradients(head, features):
 @every_head
 def test_the_number_of_channels_is_checked(head, features):
     with pytest.raises(ValueError, match="takes 5 channels, but the features yield 4"):
-        head(features[:2])
+        head(features[:2], VIEW)

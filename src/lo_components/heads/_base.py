@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Float
 
+from ..accumulators import TensorView
 from ..features import Channels
 
 
@@ -24,8 +25,8 @@ class AbstractHead(eqx.Module):
         return False
 
     @abc.abstractmethod
-    def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
-        """The outputs `[out_size, *#shape]` for the channels `features`."""
+    def __call__(self, features: tuple[Channels, ...], view: TensorView) -> Float[Array, "out *#shape"]:
+        """The outputs `[out_size, *#shape]` for the channels `features` of the tensor or block that `view` shows."""
 
 
 def check_channels(features: tuple[Channels, ...], in_size: int) -> None:

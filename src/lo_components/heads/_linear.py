@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..accumulators import TensorView
 from ..features import Channels
 from ._base import AbstractHead, check_channels
 
@@ -34,7 +35,7 @@ class LinearHead(AbstractHead):
     def out_size(self) -> int:
         return self.weight.shape[1]
 
-    def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
+    def __call__(self, features: tuple[Channels, ...], view: TensorView) -> Float[Array, "out *#shape"]:
         check_channels(features, self.in_size)
         rows = iter(self.weight)
         ndim = features[0].values.ndim - 1

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..accumulators import TensorView
 from ..features import Channels
 from ._base import AbstractHead, check_channels, full_shape
 
 # Written out element by element, a small network fuses with the features into one loop, which XLA runs in parallel.
 # A larger one is better off as matrix products over stacked channels, evaluated block by block on large tensors. On
 # tensors of medium size, as in meta-training, writing it out pays longer; on small ones it takes longer to compile than
-# it saves (benchmarks/update.py, benchmarks/pes.py).
+# it saves, and in a loop over blocks it is not vectorized (benchmarks/update.py, benchmarks/pes.py).
 _MAX_UNROLLED = 160
 _MAX_UNROLLED_MEDIUM = 600
 _MEDIUM = range(2**12, 2**15)
@@ -77,10 +78,10 @@ class MLPHead(AbstractHead):
     def blockwise(self) -> bool:
         return self._multiply_adds > _MAX_UNROLLED
 
-    def __call__(self, features: tuple[Channels, ...]) -> Float[Array, "out *#shape"]:
+    def __call__(self, features: tuple[Channels, ...], view: TensorView) -> Float[Array, "out *#shape"]:
         check_channels(features, self.in_size)
-        size = math.prod(full_shape(features))
-        most = _MAX_UNROLLED_MEDIUM if size in _MEDIUM else _MAX_UNROLLED
+        whole = view.size is None
+        most = _MAX_UNROLLED_MEDIUM if whole and view.param.size in _MEDIUM else _MAX_UNROLLED
         return self._unrolled(features) if self._multiply_adds <= most else self._matmul(features)
 
     def _first_layer(self, features: tuple[Channels, ...]):

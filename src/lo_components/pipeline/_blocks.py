@@ -1,6 +1,5 @@
 """Evaluate large tensors in blocks that fit in the cache (measured by benchmarks/update.py)."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -8,14 +7,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ..accumulators import TensorView
 from ..features import AbstractFeature, Channels
 
 # Elements per block. On CPUs a block fits in the cache; on accelerators each block costs several kernel launches, so
 # blocks only bound the memory of intermediate results.
-SIZE_ON_CPUS = 2**15
+SIZE_ON_CPUS = 2**16
 SIZE_ELSEWHERE = 2**24
 # Into how many parts an axis is divided at most. A tensor that is sharded over as many devices, along any axis, is
 # evaluated where it lies: each device computes its parts of every block.
@@ -50,30 +50,50 @@ class Blocks:
     def __len__(self) -> int:
         return math.prod(self.counts)
 
-    def starts(self, block: Int[Array, ""]) -> Starts:
-        """The first entry of every part that a block takes, along each axis."""
-        indices = zip(jnp.unravel_index(block, self.counts), self.taken, self.sizes, strict=True)
-        return [jnp.minimum(i.astype(jnp.int32) * taken, n - taken) for i, taken, n in indices]
+    def starts(self, block: Int[Array, ""]) -> tuple[Starts, Starts]:
+        """The first entry of every part that a block takes, and how many of these entries earlier blocks take as well.
 
-    def new(self, block: Int[Array, ""], starts: Starts) -> Bool[Array, "*taken"] | None:
-        """Which entries that a block takes of a part belong to no earlier block; `None` for all."""
-        if all(n % taken == 0 for n, taken in zip(self.sizes, self.taken, strict=True)):
-            return None
-        indices = zip(jnp.unravel_index(block, self.counts), starts, self.taken, strict=True)
-        along_axes = [start + jnp.arange(taken) >= i.astype(jnp.int32) * taken for i, start, taken in indices]
-        return jnp.all(jnp.stack(jnp.meshgrid(*along_axes, indexing="ij")), axis=0)
+        Both along each axis.
+        """
+        counts = jnp.unravel_index(block, self.counts)
+        firsts = [i.astype(jnp.int32) * taken for i, taken in zip(counts, self.taken, strict=True)]
+        limits = [size - taken for size, taken in zip(self.sizes, self.taken, strict=True)]
+        starts = [jnp.minimum(first, limit) for first, limit in zip(firsts, limits, strict=True)]
+        return starts, [first - start for first, start in zip(firsts, starts, strict=True)]
 
-    def take(self, x: Float[Array, "c *#shape"], starts: Starts) -> Float[Array, "c *#parts_and_taken"]:
+    def view(self, view: TensorView, starts: Starts) -> TensorView:
+        """The view of a block."""
+        tensors = [self._take(x, starts) for x in view.tensors()]
+        pairs = [zip(x.shape[1::2], x.shape[2::2], strict=True) for x in tensors]
+        return view.with_tensors(
+            [x.reshape(x.shape[0], *map(math.prod, p)) for x, p in zip(tensors, pairs, strict=True)]
+        )
+
+    def _take(self, x: Float[Array, "c *#shape"], starts: Starts) -> Float[Array, "c *#parts_and_taken"]:
         """What a block takes of `x`, with two axes in place of each: one for the parts and one for their entries."""
-        pairs = [(1, 1) if n == 1 else (p, n // p) for n, p in zip(x.shape[1:], self.parts, strict=True)]
-        x = x.reshape(x.shape[0], *itertools.chain(*pairs))
+        x = self._divided(x)
         for axis, (start, taken) in enumerate(zip(starts, self.taken, strict=True)):
             if taken < x.shape[2 * axis + 2]:
                 x = jax.lax.dynamic_slice_in_dim(x, start, taken, 2 * axis + 2)
         return x
 
+    def _divided(self, x: Float[Array, "c *#shape"]) -> Float[Array, "c *#parts_and_entries"]:
+        pairs = [(1, 1) if n == 1 else (p, n // p) for n, p in zip(x.shape[1:], self.parts, strict=True)]
+        return x.reshape(x.shape[0], *itertools.chain(*pairs))
+
+    def squares(self, x: Float[Array, "c *#block"], repeated: Starts) -> Float[Array, "c *#parts_and_taken"]:
+        """The squares of a block, times the number of elements that each stands for, 0 if an earlier block takes it."""
+        x = self._divided(x * x)
+        for axis, (size, taken) in enumerate(zip(self.sizes, self.taken, strict=True)):
+            new = jnp.arange(taken) >= repeated[axis]
+            if x.shape[2 * axis + 1 : 2 * axis + 3] == (1, 1):
+                x = x * (self.parts[axis] * (taken if size % taken == 0 else jnp.sum(new, dtype=jnp.float32)))
+            elif size % taken:
+                x = jnp.where(new.reshape(-1, *(1,) * (x.ndim - 2 * axis - 3)), x, 0.0)
+        return x
+
     def put(self, values: Float[Array, "*block"], x: Float[Array, "*parts_and_sizes"], starts: Starts):
-        """`x` with `values` in the place from which `take` takes them."""
+        """`x` with `values` in the place from which `view` takes them."""
         values = values.reshape(*itertools.chain(*zip(self.parts, self.taken, strict=True)))
         zero = jnp.zeros((), jnp.int32)
         return jax.lax.dynamic_update_slice(x, values, [*itertools.chain(*((zero, start) for start in starts))])
@@ -91,29 +111,38 @@ def mean_squares(features: AbstractFeature, view: TensorView, blocks: Blocks) ->
     """`mean_square` of the channels of the whole tensor, added up over blocks."""
 
     def of_block(i: Int[Array, ""]) -> MeanSquares:
-        starts = blocks.starts(i)
-        new = blocks.new(i, starts)
-
-        def of_part(*tensors: Float[Array, "_ ..."]) -> MeanSquares:
-            part = dataclasses.replace(view.with_tensors(tensors), counted=new)
-            return [channels.mean_square for channels in features(part)]
-
-        # Parts are summed up after the loop, as they may lie on several devices.
-        for _ in blocks.parts:
-            of_part = jax.vmap(of_part)
-        return of_part(*(_parts_first(blocks.take(x, starts), blocks.parts) for x in view.tensors()))
+        starts, repeated = blocks.starts(i)
+        channels = features(blocks.view(view, starts))
+        return _sums_of_entries(
+            [None if c.mean_square is None else blocks.squares(c.values, repeated) for c in channels]
+        )
 
     def add(i: Int[Array, ""], sums: MeanSquares) -> MeanSquares:
         return jax.tree.map(jnp.add, sums, of_block(i))
 
     zeros = jax.tree.map(_zeros_like, of_block(jnp.zeros((), jnp.int32)))
     sums = jax.lax.fori_loop(0, len(blocks), add, zeros)
-    return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(len(blocks.parts)))), sums)
+    # Parts are added up after the loop, as they may lie on several devices.
+    return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(1, x.ndim))) / view.param.size, sums)
 
 
-def _parts_first(x: Float[Array, "c *#parts_and_taken"], parts: tuple[int, ...]) -> Float[Array, "..."]:
-    x = jnp.moveaxis(x, range(1, x.ndim, 2), range(len(parts)))
-    return jnp.broadcast_to(x, (*parts, *x.shape[len(parts) :]))
+def _sums_of_entries(groups: list[Float[Array, "_ ..."] | None]) -> MeanSquares:
+    """The sums over the entries of each part, `[c, *#parts]`."""
+    sums: MeanSquares = [None] * len(groups)
+    shapes = [None if x is None else x.shape[1:] for x in groups]
+    for shape in dict.fromkeys(filter(None, shapes)):
+        same = [i for i, other in enumerate(shapes) if other == shape]
+        # XLA vectorizes sums of slices on CPUs, even of slices that are not in memory yet, but not sums along an axis.
+        axis = max(range(2, len(shape) + 1, 2), key=lambda axis: math.gcd(shape[axis - 1], 8))
+        slices = [
+            jnp.split(x, math.gcd(x.shape[axis], 8), axis) for x in groups if x is not None and x.shape[1:] == shape
+        ]
+        partial = jnp.concatenate([functools.reduce(jnp.add, s) for s in slices])
+        total = jnp.sum(jax.lax.optimization_barrier(partial), axis=tuple(range(2, partial.ndim, 2)))
+        ends = np.cumsum([s[0].shape[0] for s in slices])[:-1]
+        for i, part in zip(same, jnp.split(total, ends), strict=True):
+            sums[i] = part
+    return sums
 
 
 def with_mean_squares(channels: tuple[Channels, ...], means: MeanSquares) -> tuple[Channels, ...]:
@@ -124,17 +153,10 @@ def with_mean_squares(channels: tuple[Channels, ...], means: MeanSquares) -> tup
 def map_blocks(fn: Callable[[TensorView], Float[Array, "*block"]], view: TensorView, blocks: Blocks):
     """`fn` of the view, evaluated block by block."""
 
-    def of_block(starts: Starts) -> Float[Array, "*block"]:
-        tensors = [blocks.take(x, starts) for x in view.tensors()]
-        merged = [
-            x.reshape(x.shape[0], *map(math.prod, zip(x.shape[1::2], x.shape[2::2], strict=True))) for x in tensors
-        ]
-        return fn(view.with_tensors(merged))
-
     def step(i: Int[Array, ""], out: Float[Array, "*parts_and_sizes"]) -> Float[Array, "*parts_and_sizes"]:
-        starts = blocks.starts(i)
+        starts, _ = blocks.starts(i)
         # Without the barrier, XLA fuses the arithmetic into the write, element by element, which is slower.
-        return blocks.put(jax.lax.optimization_barrier(of_block(starts)), out, starts)
+        return blocks.put(jax.lax.optimization_barrier(fn(blocks.view(view, starts))), out, starts)
 
     out = _zeros_like(functools.reduce(jnp.add, (x[0] for x in view.tensors())))
     out = out.reshape(*itertools.chain(*zip(blocks.parts, blocks.sizes, strict=True)))

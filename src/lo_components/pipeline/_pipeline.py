@@ -162,7 +162,7 @@ class Pipeline(eqx.Module):
         )
 
     def _pointwise(self, channels: tuple[Channels, ...], view: TensorView) -> Float[Array, "*shape"]:
-        out = self.head(channels)
+        out = self.head(channels, view)
         out = jnp.broadcast_to(out, (out.shape[0], *view.param.shape))
         return self.step_rule(out, view)
 
