@@ -14,6 +14,7 @@ from . import parametrization as parametrization
 from . import pipeline as pipeline
 from . import plots as plots
 from . import recipes as recipes
+from . import schedules as schedules
 from . import sharding as sharding
 from . import steps as steps
 from . import tasks as tasks

@@ -1,8 +1,9 @@
+import jax
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Params
 from ..optimizers import StepContext
-from ..parametrization import UpdateRule, every_leaf
+from ..parametrization import UpdateRule
 from ..pipeline import Pipeline, PipelineState, init_tree, update_tree
 from ._base import AbstractMaskedAggregator
 
@@ -26,7 +27,7 @@ class LearnedAggregator(AbstractMaskedAggregator[PipelineState]):
     pipeline: Pipeline
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        return every_leaf(params, self.pipeline.step_rule.update_rule)
+        return jax.tree.map(self.pipeline.update_rule, params)
 
     def init_inner(self, params: Params) -> PipelineState:
         return init_tree(self.pipeline, params)

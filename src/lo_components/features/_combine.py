@@ -1,4 +1,6 @@
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from ..accumulators import TensorView
 from ._base import AbstractFeature, Channels, unnormalized
@@ -67,3 +69,66 @@ class RMSNormalized(AbstractFeature):
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         groups = [unnormalized(channels) for channels in self.feature(view)]
         return tuple(Channels(x, m, self.eps) for x, m in zip(groups, view.mean_squares(groups), strict=True))
+
+
+class RMSNormalizedMatrices(AbstractFeature):
+    r"""Divide every channel of a feature by its root mean square over the last two axes, as Celo2 does.
+
+    Tensors of rank 1 or 2 are normalized as by [`lo_components.features.RMSNormalized`][]; in tensors of higher rank,
+    such as the kernels of convolutions, each matrix has its own root mean square.
+    """
+
+    feature: AbstractFeature
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, feature: AbstractFeature, eps: float = 1e-9):
+        """**Arguments:**
+
+        - `feature`: the feature to normalize.
+        - `eps`: added to the mean square.
+        """
+        self.feature = feature
+        self.eps = eps
+
+    @property
+    def size(self) -> int:
+        return self.feature.size
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        if view.param.ndim <= 2:
+            return RMSNormalized(self.feature, self.eps)(view)
+        groups = [unnormalized(channels) for channels in self.feature(view)]
+        means = [jnp.mean(jnp.square(x), axis=(-2, -1), keepdims=True) for x in groups]
+        return tuple(Channels(x * jax.lax.rsqrt(m + self.eps)) for x, m in zip(groups, means, strict=True))
+
+
+class MatricesOnly(AbstractFeature):
+    """A feature whose channels are zero for vectors and scalars.
+
+    **Arguments:**
+
+    - `feature`: the feature.
+    """
+
+    feature: AbstractFeature
+
+    @property
+    def size(self) -> int:
+        return self.feature.size
+
+    @property
+    def pointwise(self) -> bool:
+        return self.feature.pointwise
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        if view.param.ndim < 2:
+            return (Channels(view.spread(jnp.zeros(self.size, jnp.float32))),)
+        return self.feature(view)

@@ -2,6 +2,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from ..accumulators import FirstMoment, SecondMoment, TensorView
 from ._base import AbstractFeature, Channels, unnormalized
@@ -50,7 +51,7 @@ class Squares(AbstractFeature):
 
 
 class NormalizedMomenta(AbstractFeature):
-    r"""Momenta $m_i\,(v + \epsilon)^{-1/2}$ over a single second moment $v$, one channel per decay rate of the momenta.
+    r"""Momenta $m_i / (\delta + \sqrt{v + \epsilon})$ over a single second moment $v$, one channel per decay rate.
 
     Invariant to the scale of the gradient as long as $v \gg \epsilon$. Requires
     [`lo_components.accumulators.Momentum`][] with `size` decay rates and
@@ -59,20 +60,45 @@ class NormalizedMomenta(AbstractFeature):
     **Arguments:**
 
     - `size`: the number of decay rates of the momenta.
-    - `eps`: $\epsilon$.
+    - `eps`: $\epsilon$, under the root.
+    - `eps_outside`: $\delta$.
     """
 
     pointwise: ClassVar[bool] = True
     size: int = eqx.field(default=3, static=True)
     eps: float = eqx.field(default=1e-6, static=True)
+    eps_outside: float = eqx.field(default=0.0, static=True)
 
     @property
     def requires(self) -> frozenset[type]:
         return frozenset({FirstMoment, SecondMoment})
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
-        inverse_root = jax.lax.rsqrt(view.stat(SecondMoment).v + self.eps)
-        return (Channels(view.stat(FirstMoment).m * inverse_root),)
+        m, v = view.stat(FirstMoment).m, view.stat(SecondMoment).v + self.eps
+        return (Channels(m / (self.eps_outside + jnp.sqrt(v)) if self.eps_outside else m * jax.lax.rsqrt(v)),)
+
+
+class NormalizedGradient(AbstractFeature):
+    r"""The gradient $g\,(v + \epsilon)^{-1/2}$ over a single second moment $v$, one channel.
+
+    Invariant to the scale of the gradient as long as $v \gg \epsilon$. Requires
+    [`lo_components.accumulators.SquaredMomentum`][] with one decay rate.
+
+    **Arguments:**
+
+    - `eps`: $\epsilon$.
+    """
+
+    pointwise: ClassVar[bool] = True
+    eps: float = eqx.field(default=1e-6, static=True)
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return frozenset({SecondMoment})
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(view.grad[None] * jax.lax.rsqrt(view.stat(SecondMoment).v + self.eps)),)
 
 
 class InverseRoot(AbstractFeature):

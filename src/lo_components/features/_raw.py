@@ -1,6 +1,7 @@
 from typing import ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from ..accumulators import TensorView
 from ._base import AbstractFeature, Channels
@@ -17,6 +18,22 @@ class Gradient(AbstractFeature):
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         return (Channels(view.grad[None]),)
+
+
+class ClippedGradient(AbstractFeature):
+    r"""The gradient, each element clipped to $\pm c$, one channel. Linear in small gradients.
+
+    **Arguments:**
+
+    - `limit`: $c$.
+    """
+
+    pointwise: ClassVar[bool] = True
+    limit: float = eqx.field(default=0.1, static=True)
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(jnp.clip(view.grad, -self.limit, self.limit)[None]),)
 
 
 class Parameter(AbstractFeature):

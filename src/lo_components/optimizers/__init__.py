@@ -6,6 +6,13 @@ from ._learned import LearnedOptimizer as LearnedOptimizer
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax
 from ._optax import as_optimizer as as_optimizer
+from ._partitioned import Matrices as Matrices
+from ._partitioned import Named as Named
+from ._partitioned import Partitioned as Partitioned
+from ._partitioned import PartitionedState as PartitionedState
+from ._scheduled import Scheduled as Scheduled
+from ._scheduled import ScheduledState as ScheduledState
 from ._wrappers import Clipped as Clipped
+from ._wrappers import ClippedByValue as ClippedByValue
 from ._wrappers import Decayed as Decayed
 from ._wrappers import Scaled as Scaled

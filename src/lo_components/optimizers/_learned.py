@@ -1,8 +1,9 @@
+import jax
 from jaxtyping import PyTree
 
 from .._tree import check_state
 from .._types import Params, typechecked
-from ..parametrization import UpdateRule, every_leaf
+from ..parametrization import UpdateRule
 from ..pipeline import Pipeline, PipelineState, init_tree, update_tree
 from ._base import AbstractOptimizer, StepContext, checked_update
 
@@ -18,7 +19,7 @@ class LearnedOptimizer(AbstractOptimizer[PipelineState]):
     pipeline: Pipeline
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        return every_leaf(params, self.pipeline.step_rule.update_rule)
+        return jax.tree.map(self.pipeline.update_rule, params)
 
     @typechecked
     def init(self, params: Params) -> PipelineState:

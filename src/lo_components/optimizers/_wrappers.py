@@ -101,6 +101,39 @@ class Clipped(AbstractOptimizer[StateT]):
         return self.optimizer.update(clipped, state, params, context=context)
 
 
+class ClippedByValue(AbstractOptimizer[StateT]):
+    r"""Clips each element of the gradients to $\pm c$ before another optimizer. NaN stays.
+
+    **Arguments:**
+
+    - `optimizer`: the optimizer to wrap, or an optax transformation.
+    - `limit`: $c$, positive.
+
+    Raises `ValueError` if `limit` is not positive.
+    """
+
+    optimizer: AbstractOptimizer[StateT] = eqx.field(converter=as_optimizer)
+    limit: float | int = eqx.field(default=1000.0, static=True)
+
+    def __check_init__(self):
+        if not self.limit > 0:
+            raise ValueError(f"`limit` must be positive, got {self.limit}.")
+
+    def update_rules(self, params: Params) -> PyTree[UpdateRule]:
+        return self.optimizer.update_rules(params)
+
+    @typechecked
+    def init(self, params: Params) -> StateT:
+        return self.optimizer.init(params)
+
+    @checked_update
+    def update(
+        self, grads: Params, state: StateT, params: Params, *, context: StepContext = StepContext()
+    ) -> tuple[Params, StateT]:
+        clipped = jax.tree.map(lambda g: jnp.clip(jnp.asarray(g), -self.limit, self.limit), grads)
+        return self.optimizer.update(clipped, state, params, context=context)
+
+
 def _largest(tree: PyTree) -> Float[Array, ""]:
     """The largest absolute value; NaN if there is one, infinity if one is infinite."""
     leaves = [jnp.max(jnp.abs(x.astype(jnp.float32)), initial=0.0) for x in map(jnp.asarray, jax.tree.leaves(tree))]

@@ -10,7 +10,9 @@ from ._depth import DepthMuP as DepthMuP
 from ._infer import infer_widths as infer_widths
 from ._mup import MuP as MuP
 from ._rule import ORTHOGONALIZED as ORTHOGONALIZED
+from ._rule import ORTHOGONALIZED_RMS as ORTHOGONALIZED_RMS
 from ._rule import PROPORTIONAL as PROPORTIONAL
+from ._rule import RELATIVE as RELATIVE
 from ._rule import SCALE_FREE as SCALE_FREE
 from ._rule import UNSCALED as UNSCALED
 from ._rule import RuleByRank as RuleByRank

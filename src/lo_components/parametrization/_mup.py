@@ -51,8 +51,10 @@ class MuP(AbstractParametrization):
 
     def update_scale(self, width: WidthSpec, rule: UpdateRule) -> float | Float[Array, ""]:
         multiplier = self.hidden_mult if width.role == "hidden" else 1.0
-        # The readout's forward multiplier is already the inverse of its fan-in multiplier.
-        fan_in = rule.fan_in - (1 + rule.gradient_power if width.role == "output" else 0)
+        fan_in = rule.fan_in
+        if width.role == "output":
+            # The readout's forward multiplier is already the inverse of its fan-in multiplier.
+            fan_in = rule.fan_in - (1 + rule.gradient_power) if rule.readout is None else rule.readout
         return multiplier * width.fan_out_mult**rule.fan_out / width.fan_in_mult**fan_in
 
     def attention_scale(self, head: Axis) -> float:

@@ -17,8 +17,10 @@ class UpdateRule:
     - `fan_in`: $a$.
     - `fan_out`: $b$.
     - `gradient_power`: $s$; multiplying all gradients by $c$ multiplies updates by $c^s$.
+    - `readout`: $a$ for readouts, without their forward multiplier; `None` if it follows from the formula, as
+        $a - (1 + s)$.
 
-    The three rules below follow from one condition: the change of a weight has a spectral norm of order
+    The rules below follow from one condition: the change of a weight has a spectral norm of order
     $\sqrt{\text{fan-out} / \text{fan-in}}$.
 
     | rule | optimizers | $a$ | $b$ | $s$ |
@@ -26,6 +28,8 @@ class UpdateRule:
     | `SCALE_FREE` | Adam, AdamW, Lion, RMSProp, learned optimizers with normalized features | 1 | 0 | 0 |
     | `PROPORTIONAL` | SGD, with or without momentum | 1 | 1 | 1 |
     | `ORTHOGONALIZED` | Muon, Shampoo: all singular values of the update equal 1 | 1/2 | 1/2 | 0 |
+    | `ORTHOGONALIZED_RMS` | Celo2: orthogonalized, then multiplied so that the root mean square is 1 | 1/2, readouts 0 | 0 | 0 |
+    | `RELATIVE` | VeLO, Celo, LARS: steps in units of the parameter's root mean square | 1/2, readouts 0 | 0 | -1 |
 
     `ORTHOGONALIZED` applies to orthogonalized matrices, and to tensors whose update has norm 1. It also covers Muon
     implementations that multiply by $\sqrt{\max(1, \text{fan-out} / \text{fan-in})}$, for hidden matrices whose sides
@@ -42,6 +46,7 @@ class UpdateRule:
     fan_in: float
     fan_out: float
     gradient_power: float
+    readout: float | None = None
 
 
 def every_leaf(params: PyTree, rule: UpdateRule) -> PyTree[UpdateRule]:
@@ -89,6 +94,12 @@ PROPORTIONAL = UpdateRule(fan_in=1.0, fan_out=1.0, gradient_power=1.0)
 
 ORTHOGONALIZED = UpdateRule(fan_in=0.5, fan_out=0.5, gradient_power=0.0)
 """Updates with singular values of 1: Muon."""
+
+ORTHOGONALIZED_RMS = UpdateRule(fan_in=0.5, fan_out=0.0, gradient_power=0.0, readout=0.0)
+"""Orthogonalized updates with a root mean square of 1: Celo2."""
+
+RELATIVE = UpdateRule(fan_in=0.5, fan_out=0.0, gradient_power=-1.0, readout=0.0)
+"""Updates in units of the parameter's root mean square: VeLO and Celo."""
 
 UNSCALED = UpdateRule(fan_in=0.0, fan_out=0.0, gradient_power=-1.0)
 """Updates that have the right size already: means of deltas."""

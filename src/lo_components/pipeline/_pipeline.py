@@ -10,7 +10,8 @@ from .. import _tree
 from ..accumulators import AbstractAccumulator, TensorView
 from ..features import AbstractFeature, Channels
 from ..heads import AbstractHead
-from ..steps import AbstractStepRule
+from ..parametrization import UpdateRule
+from ..steps import AbstractStepRule, AbstractTransform
 from . import _blocks
 
 # The sum of 1e20 squares stays finite. Where the sum of fourth powers does not, RMS-normalized second moments are 0.
@@ -40,6 +41,7 @@ class Pipeline(eqx.Module):
     features: AbstractFeature
     head: AbstractHead
     step_rule: AbstractStepRule
+    transforms: tuple[AbstractTransform, ...]
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Pipeline(eqx.Module):
         features: AbstractFeature,
         head: AbstractHead,
         step_rule: AbstractStepRule,
+        transforms: tuple[AbstractTransform, ...] = (),
     ):
         """**Arguments:**
 
@@ -54,6 +57,7 @@ class Pipeline(eqx.Module):
         - `features`: the head's inputs; they may require only statistics that an accumulator produces.
         - `head`: maps `features.size` channels to `step_rule.in_size` outputs.
         - `step_rule`: turns the head's outputs into the update.
+        - `transforms`: change the update of the whole tensor, one after the other.
 
         Raises `ValueError` if parts do not fit together.
         """
@@ -61,6 +65,7 @@ class Pipeline(eqx.Module):
         self.features = features
         self.head = head
         self.step_rule = step_rule
+        self.transforms = tuple(transforms)
 
     def __check_init__(self):
         produced = [a.produces for a in self.accumulators]
@@ -81,6 +86,18 @@ class Pipeline(eqx.Module):
             raise ValueError(
                 f"The head returns {self.head.out_size} channels, but the step rule takes {self.step_rule.in_size}."
             )
+
+    def update_rule(self, param: Float[Array | np.ndarray, "*shape"]) -> UpdateRule:
+        """How the size of the update depends on the gradient.
+
+        **Arguments:**
+
+        - `param`: the tensor; only its number of axes matters.
+        """
+        rule = self.step_rule.update_rule
+        for transform in self.transforms:
+            rule = transform.update_rule(rule, np.ndim(param))
+        return rule
 
     def init(self, param: Float[Array | np.ndarray, "*shape"]) -> tuple:
         """The accumulators' states before the first step.
@@ -135,7 +152,10 @@ class Pipeline(eqx.Module):
         states = tuple(a.update(view, s) for a, s in zip(self.accumulators, states, strict=True))
         stats = tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
         view = dataclasses.replace(view, stats=stats)
-        return self._evaluated(view).reshape(param.shape).astype(param.dtype), states
+        update = self._evaluated(view)
+        for transform in self.transforms:
+            update = transform(update, view)
+        return update.reshape(param.shape).astype(param.dtype), states
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
         if view.param.size < _tree.BLOCKED_FROM or not self.features.pointwise:

@@ -3,3 +3,7 @@
 from ._base import AbstractStepRule as AbstractStepRule
 from ._direction import Direction as Direction
 from ._direction import DirectionMagnitude as DirectionMagnitude
+from ._transforms import AbstractTransform as AbstractTransform
+from ._transforms import Orthogonalized as Orthogonalized
+from ._transforms import RelativeToParameter as RelativeToParameter
+from ._transforms import RMSOne as RMSOne
