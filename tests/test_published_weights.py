@@ -33,10 +33,10 @@ def normal(*shape, dtype=np.float32, seed=0):
 
 TREE = {
     "first": {"~": {"w": normal(3, 4), "b": normal(4)}},
-    "net/linear": {"w": normal(1, 40, 2), "scale": np.float32(0.25).reshape(())},
+    "net/linear": {"w": normal(1, 5, 2), "wide": normal(1, 130, dtype=np.float16), "scale": np.array(0.25, np.float32)},
     "half": {"a": normal(3, dtype=np.float16), "b": normal(3, dtype=jnp.bfloat16), "c": normal(5, dtype=np.float64)},
-    "count": np.arange(300, dtype=np.int64),
-    "none": np.zeros((0, 3), np.float32),
+    "count": np.arange(40, dtype=np.int64),
+    "none": np.zeros((0, 300), np.float32),
 }
 
 
@@ -313,7 +313,9 @@ BAD_TORCH = {
     "code": (torch_of(GOOD, **{"code/a.py": b"1"}), "the member `code/a.py`, which belongs to no dictionary"),
     "a nested dictionary": (torch_of(("a", DICTIONARY)), "`a`, which is not a tensor"),
     "a number": (torch_of(("a", b"K\1")), "`a`, which is not a tensor"),
-    "a list": (torch_of(GOOD, after=b"]"), "something else than a dictionary of tensors"),
+    "a list": (zipped({**torch([], {}), "archive/data.pkl": b"\x80\x02]."}), "something else than a dictionary"),
+    "two values": (torch_of(GOOD, after=b"]"), "more or fewer values than one"),
+    "more after the end": (torch_of(GOOD, after=b".K\1"), "something follows its end"),
     "a name twice": (torch_of(GOOD, GOOD), "a dictionary with a key twice"),
     "a state": (torch_of(GOOD, after=b"}(" + pickled("update") + b"K\1ub"), "sets the state of something"),
     "a new object": (torch_of(("a", b"ctorch\nFloatStorage\n)\x81")), "asks for the operation NEWOBJ"),
@@ -450,9 +452,9 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 GREEDY = {
     "maps that claim entries": b"".join(b"\xdf\xff\xff\xff\xff\xa1a" for _ in range(20_000)),
     "a name before many": b"\x81" + text("n" * 100_000) + msgpack({f"{i}": VALUE for i in range(5000)}),
-    "a pickle of dictionaries": zipped(torch([], {}, after=b"}" * (2**20 - 100))),
-    "a pickle of one tuple in many": zipped(torch([], {}, after=b")" + b"\x85" * (2**20 - 100))),
-    "a pickle of its own copies": zipped(torch([], {}, after=b")q\0" + b"(h\0h\0h\0h\0tq\0" * 80_000)),
+    "a pickle of dictionaries": zipped(torch([], {}, after=b"}" * 100_000)),
+    "a pickle of one tuple in many": zipped(torch([], {}, after=b")" + b"\x85" * 100_000)),
+    "a pickle of its own copies": zipped(torch([], {}, after=b")q\0" + b"(h\0h\0h\0h\0tq\0" * 10_000)),
     "many members": zipped({f"{i}.npy": b"" for i in range(5000)}),
 }
 

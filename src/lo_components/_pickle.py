@@ -34,7 +34,7 @@ def interpret(
     persistent: Callable[[Any], Any] = _no_persistent_objects,
     max_operations: int,
 ) -> Any:
-    """The value of a pickle, `bytes` or a file, on a stack machine that imports and calls nothing a file names.
+    """The value of a pickle, `bytes` or an `mmap`, on a stack machine that imports and calls nothing a file names.
 
     It does not recurse, and its allocations and the number of operations are bounded by the size of `content`. It has
     only the operations that build numbers, text, tuples, lists and dictionaries with text as keys. A file may ask for
@@ -57,7 +57,7 @@ def interpret(
         return values
 
     operations: Iterator[tuple[Any, Any, Any]] = genops(content)
-    for count, (operation, argument, _) in enumerate(operations):
+    for count, (operation, argument, position) in enumerate(operations):
         if count > max_operations:
             raise ValueError("it has far more operations than a file of its size needs")
         match operation.name:
@@ -98,7 +98,12 @@ def interpret(
             case "BUILD":
                 set_state(pop(1)[0], stack[-1])
             case "STOP":
-                return stack.pop()
+                if len(stack) != 1:
+                    raise ValueError("it has more or fewer values than one")
+                value = stack.pop()
+                if position != len(content) - 1:
+                    raise ValueError("something follows its end")
+                return value
             case name:
                 raise ValueError(f"it asks for the operation {name}")
 

@@ -25,7 +25,9 @@ def to_array(name: str, dtype: Any, shape: tuple[Any, ...], data: bytes | memory
     if len(shape) > _MAX_AXES or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"it has `{name[:80]}` with a shape that no array has")
     if math.prod(shape) * dtypes()[dtype].itemsize != len(data):
-        raise ValueError(f"it has `{name[:80]}` with {len(data)} bytes, which are not those of {dtype}{list(shape)}")
+        expected = f"{dtype}{list(shape)}"
+        expected = expected if len(expected) <= 80 else f"{expected[:77]}..."
+        raise ValueError(f"it has `{name[:80]}` with {len(data)} bytes, which are not those of {expected}")
     return np.frombuffer(data, dtypes()[dtype].newbyteorder("<")).astype(dtypes()[dtype]).reshape(shape)
 
 
