@@ -105,7 +105,7 @@ def _call(function: Any, arguments: Any) -> Any:
         ):
             if len(shape) == len(strides) and hooks == {}:
                 return _Tensor(storage, shape, strides)
-        case Name("_rebuild_tensor_v2"), (_Storage(), int(), *_):
+        case Name("_rebuild_tensor_v2"), (_Storage(), int() as offset, *_) if offset:
             raise ValueError("it has a tensor that begins in the middle of its numbers, which others may share")
     raise ValueError("it calls a function that dictionaries of tensors do not need")
 
