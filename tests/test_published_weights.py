@@ -406,7 +406,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, kind, case):
         CheckpointError, match=f"^`{path}` cannot be read: .*{reason.removeprefix('cannot be read: ')}"
     ) as error:
         read_arrays(path)
-    assert time.perf_counter() - begin < 5 and len(str(error.value)) < len(str(path)) + 300
+    assert time.perf_counter() - begin < 5 and len(str(error.value)) < len(str(path)) + 400
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -623,9 +623,9 @@ def test_what_is_written_is_read_again_here_and_by_the_formats_own_library(tmp_p
     ("file", "arrays", "message"),
     [
         ("a.pt", {"a": VALUE}, "`path` must end in .npz or .safetensors"),
-        ("a.npz", {"a": FLAT["half/b"]}, "`a` is bfloat16, which .npz files cannot hold"),
-        ("a.npz", {"a": np.array([None])}, "`a` is object, which .npz files cannot hold"),
-        ("a.safetensors", {"a": VALUE > 0}, "`a` is bool, which .safetensors files cannot hold"),
+        ("a.npz", {"a": FLAT["half/b"]}, "`a` is bfloat16, which is not written to .npz files"),
+        ("a.npz", {"a": np.array([None])}, "`a` is object, which is not written to .npz files"),
+        ("a.safetensors", {"a": VALUE > 0}, "`a` is bool, which is not written to .safetensors files"),
         ("a.npz", {}, "is not written, since it has no arrays"),
         ("a.npz", {"a" * 501: VALUE}, "is not written, since it has a name of more than 500 characters"),
         ("a.npz", {"a\0b": VALUE}, "is not written, since it has a name with characters that cannot be printed"),

@@ -51,7 +51,8 @@ def from_reference(
 
     - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2) for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or
         `"lopt"` for an aggregator.
-    - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`.
+    - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
+        for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
         Defaults are those of the reference implementation: `hidden_size` 32 (`small_fc_lopt`: 4), `hidden_layers` 2,
         `step_mult` and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe.
@@ -185,7 +186,7 @@ def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT
     return _filled(learner, _without_decays, theta)
 
 
-def _with_decays(learner: Any) -> tuple[list[str], list[Array]]:
+def _with_decays(learner: Any) -> tuple[list[str], list[Any]]:
     """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
     head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
     layers = range(len(head.weights))
@@ -194,7 +195,7 @@ def _with_decays(learner: Any) -> tuple[list[str], list[Array]]:
     return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]
 
 
-def _without_decays(learner: Any) -> tuple[list[str], list[Array]]:
+def _without_decays(learner: Any) -> tuple[list[str], list[Any]]:
     """The names and the arrays of a learner whose decay rates, if any, are constants."""
     head = learner.pipeline.head
     layers = range(len(head.weights))
@@ -202,7 +203,7 @@ def _without_decays(learner: Any) -> tuple[list[str], list[Array]]:
     return names, [*head.weights, *head.biases]
 
 
-def _filled(learner: LearnedT, parts: Callable[[Any], tuple[list[str], list[Array]]], theta: dict) -> LearnedT:
+def _filled(learner: LearnedT, parts: Callable[[Any], tuple[list[str], list[Any]]], theta: dict) -> LearnedT:
     """The learner with the arrays in `parts(learner)` replaced by the arrays of `theta` with the names there."""
     names, currents = parts(learner)
     missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))

@@ -28,10 +28,10 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     - safetensors.
     - npz of NumPy, not compressed. Haiku's `{"mlp/~/linear_0": {"w": ...}}` has the name `mlp/~/linear_0/w`.
 
-    Arrays have the dtypes float16, bfloat16, float32, float64, or integers. Sizes in a file are compared with the bytes
-    that there are before anything is allocated. Only zip files have a checksum: elsewhere, bytes that changed within
-    the numbers or the names give other numbers or names, of which [`lo_components.interop.from_reference`][] refuses
-    the names.
+    Arrays have the dtypes float16, bfloat16, float32, float64, or integers. Sizes that a file claims are compared with
+    the bytes that there are before anything is allocated. Only zip files have checksums. In others, a changed byte
+    among the numbers cannot be noticed; changed names and shapes are refused by
+    [`lo_components.interop.from_reference`][].
 
     **Arguments:**
 
@@ -55,11 +55,11 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray | Array]) -> 
 
     **Arguments:**
 
-    - `path`: the file, `*.npz` for NumPy or `*.safetensors`; replaced if it exists.
+    - `path`: the file, `*.npz` for NumPy (which has no bfloat16) or `*.safetensors`; replaced if it exists.
     - `arrays`: the arrays, for instance the result of [`lo_components.interop.to_reference`][].
 
     Raises `ValueError` if the path has another suffix, or if `read_arrays` could not read the file: if there are no
-    arrays, a name is too long, or an array has a dtype that the format cannot hold.
+    arrays, a name is too long, or an array has another dtype than those of `read_arrays`.
     """
     path = Path(path).expanduser()
     if path.suffix not in _WRITERS:
@@ -67,7 +67,9 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray | Array]) -> 
     converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in converted.items():
         if array.dtype not in dtypes().values() or (path.suffix == ".npz" and array.dtype.kind == "V"):
-            raise ValueError(f"`{name}` is {array.dtype}, which {path.suffix} files cannot hold; convert it before.")
+            raise ValueError(
+                f"`{name}` is {array.dtype}, which is not written to {path.suffix} files; convert it before."
+            )
     try:
         content = _WRITERS[path.suffix](by_name(converted.items()))
     except ValueError as error:
