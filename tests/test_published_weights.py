@@ -48,7 +48,6 @@ def flat(tree, prefix=""):
 
 
 FLAT = flat(TREE)
-NO_BFLOAT16 = {name: array for name, array in FLAT.items() if array.dtype != jnp.bfloat16}
 
 
 def packed(kind, size):
@@ -152,12 +151,20 @@ def tensors_of(header, data=b""):
     return struct.pack("<Q", len(header)) + header + data
 
 
-FILES = {
-    "msgpack": (msgpack(TREE), FLAT),
-    "torch": (torch_file(FLAT), FLAT),
-    "npz": (npz(NO_BFLOAT16), NO_BFLOAT16),
-    "safetensors": (safetensors.numpy.save(FLAT), FLAT),
-}
+def made_by_hand(tree):
+    """A file of each format, and the arrays in it."""
+    arrays = flat(tree)
+    without = {name: array for name, array in arrays.items() if array.dtype != jnp.bfloat16}
+    return {
+        "msgpack": (msgpack(tree), arrays),
+        "torch": (torch_file(arrays), arrays),
+        "npz": (npz(without), without),
+        "safetensors": (safetensors.numpy.save(arrays), arrays),
+    }
+
+
+FILES = made_by_hand(TREE)
+SMALL = made_by_hand({"first": {"w": normal(2, 3)}, "b": normal(4)})
 
 
 def assert_same(found, expected):
@@ -316,7 +323,7 @@ BAD_TORCH = {
     "a nested dictionary": (torch_of(("a", DICTIONARY)), "`a`, which is not a tensor"),
     "a number": (torch_of(("a", b"K\1")), "`a`, which is not a tensor"),
     "a list": (zipped({**torch([], {}), "archive/data.pkl": b"\x80\x02]."}), "something else than a dictionary"),
-    "two values": (torch_of(GOOD, after=b"]"), "more or fewer values than one"),
+    "two values": (torch_of(GOOD, after=b"]"), "more values than one"),
     "more after the end": (torch_of(GOOD, after=b".K\1"), "something follows its end"),
     "a name twice": (torch_of(GOOD, GOOD), "a dictionary with a key twice"),
     "a tensor with metadata": (
@@ -430,13 +437,7 @@ def test_two_members_of_one_name_and_members_that_overlap_are_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_cut_short_anywhere_is_refused(tmp_path, kind):
-    arrays = {"first/w": normal(2, 3), "b": normal(4)}
-    data = {
-        "msgpack": lambda: msgpack(arrays),
-        "torch": lambda: torch_file(arrays),
-        "npz": lambda: npz(arrays),
-        "safetensors": lambda: safetensors.numpy.save(arrays),
-    }[kind]()
+    data, _ = SMALL[kind]
     for length in range(len(data)):
         (tmp_path / "a").write_bytes(data[:length])
         with pytest.raises(CheckpointError):
@@ -451,8 +452,8 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
 GREEDY = {
     "maps that claim entries": b"".join(b"\xdf\xff\xff\xff\xff\xa1a" for _ in range(20_000)),
     "a name before many": b"\x81" + text("n" * 100_000) + msgpack({f"{i}": VALUE for i in range(5000)}),
-    "a pickle of dictionaries": zipped(torch([], {}, after=b"}" * 100_000)),
-    "a pickle of one tuple in many": zipped(torch([], {}, after=b")" + b"\x85" * 100_000)),
+    "a pickle of dictionaries": zipped(torch([], {}, after=b"}" * 20_000)),
+    "a pickle of one tuple in many": zipped(torch([], {}, after=b")" + b"\x85" * 20_000)),
     "a pickle of its own copies": zipped(torch([], {}, after=b")q\0" + b"(h\0h\0h\0h\0tq\0" * 10_000)),
     "many members": zipped({f"{i}.npy": b"" for i in range(5000)}),
 }
@@ -526,17 +527,18 @@ def fuzz(folder, kind, count, seed):
     are right in half of the changed files, the other half must be the same as before.
     """
     names = {"msgpack": PUBLISHED[:2], "torch": PUBLISHED[-1:], "npz": ["celo2.npz"], "safetensors": []}[kind]
-    files = [FILES[kind][0]] * 3 + [published(name).read_bytes() for name in names if published(name).exists()]
+    files = [FILES[kind][0], SMALL[kind][0]] * 2
+    files += [published(name).read_bytes() for name in names if published(name).exists()]
     path, watch, rng = folder / "changed", Watch(), random.Random(seed)
     counts = {"refused": 0, "same": 0, "other names, shapes or dtypes": 0, "other numbers": 0}
     slowest, most = 0.0, 0.0
-    path.write_bytes(files[0])
-    read_arrays(path)  # imports safetensors
+    originals = []
+    for data in files:
+        path.write_bytes(data)
+        originals.append((data, read_arrays(path)))
     tracemalloc.start()
     for i in range(count):
-        data = rng.choice(files)
-        path.write_bytes(data)
-        original = read_arrays(path)
+        data, original = rng.choice(originals)
         sealed = kind in ("torch", "npz") and i % 2 == 0
         changed = resealed(rng, data) if sealed else mangled(rng, data)
         path.write_bytes(changed)
@@ -605,7 +607,7 @@ def test_none_of_ten_thousand_changed_files_is_read_as_what_it_is_not_or_runs_an
 # Writers.
 
 
-@pytest.mark.parametrize(("suffix", "arrays"), [(".npz", NO_BFLOAT16), (".safetensors", FLAT)])
+@pytest.mark.parametrize(("suffix", "arrays"), [(".npz", FILES["npz"][1]), (".safetensors", FLAT)])
 def test_what_is_written_is_read_again_here_and_by_the_formats_own_library(tmp_path, suffix, arrays):
     path, again = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_arrays(path, arrays)

@@ -98,9 +98,9 @@ def interpret(
             case "BUILD":
                 set_state(pop(1)[0], stack[-1])
             case "STOP":
-                if len(stack) != 1:
-                    raise ValueError("it has more or fewer values than one")
                 value = stack.pop()
+                if stack:
+                    raise ValueError("it has more values than one")
                 if position != len(content) - 1:
                     raise ValueError("something follows its end")
                 return value

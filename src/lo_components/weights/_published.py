@@ -39,8 +39,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
     **Returns:** the arrays, in the order of the file; in that of their names for safetensors.
 
-    Raises [`lo_components.weights.CheckpointError`][], which names the file and the reason, if the file is damaged, of
-    another format, or holds anything else than arrays.
+    Raises `CheckpointError`, which names the file and the reason, if the file is damaged, of another format, or holds
+    anything else than arrays.
     """
     path = Path(path).expanduser()
     data = path.read_bytes()
@@ -66,7 +66,8 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray | Array]) -> 
         raise ValueError(f"`path` must end in {' or '.join(_WRITERS)}, got `{path}`.")
     converted = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in converted.items():
-        if array.dtype not in dtypes().values() or (path.suffix == ".npz" and array.dtype.kind == "V"):
+        too_new = path.suffix == ".npz" and array.dtype == dtypes()["bfloat16"]
+        if too_new or array.dtype not in dtypes().values():
             raise ValueError(
                 f"`{name}` is {array.dtype}, which is not written to {path.suffix} files; convert it before."
             )

@@ -49,7 +49,7 @@ def _read_npy(name: str, content: bytes) -> np.ndarray:
     header = _HEADER.fullmatch(content[10:start])
     if not content.startswith(b"\x93NUMPY\1\0") or header is None:
         raise ValueError(f"it has `{name[:80]}` without a header of the npy format, version 1.0, or with fields in it")
-    known = {dtype.newbyteorder("<").str: key for key, dtype in dtypes().items() if dtype.kind != "V"}
+    known = {dtype.newbyteorder("<").str: key for key, dtype in dtypes().items() if dtype != dtypes()["bfloat16"]}
     descr, order, shape = (part.decode("latin-1") for part in header.groups())
     if "O" in descr:
         raise ValueError(f"it has `{name[:80]}` as an array of Python objects, which only running a pickle could read")
