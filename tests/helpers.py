@@ -92,6 +92,20 @@ def run_python(code: str, timeout: float = 120) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
 
 
+class Watch:
+    """Events that no file may cause while it watches: imports, code, processes, connections."""
+
+    FORBIDDEN = ("exec", "compile", "os.", "subprocess", "pickle", "import", "socket", "ctypes", "shutil")
+
+    def __init__(self):
+        self.on, self.seen = False, []
+        sys.addaudithook(self._notice)
+
+    def _notice(self, event, args):
+        if self.on and event.startswith(self.FORBIDDEN):
+            self.seen.append((event, str(args)[:200]))
+
+
 def refusals(attempts):
     """The message of each attempt's `ValueError`, or the returned value if there is no error."""
     found = {}

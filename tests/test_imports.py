@@ -79,6 +79,8 @@ def test_importing_the_package_needs_neither_extras_nor_what_is_used_in_few_plac
         "pandas",
         "torch",
         "tensorflow",
+        "msgpack",
+        "huggingface_hub",
     ]
     code = f"""
 import json, pickle, sys

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from helpers import SGD, run_python
+from helpers import SGD, Watch, run_python
 from meta_helpers import Drift, assert_identical, quadratic_unroll
 
 from lo_components import aggregators, features, meta, nn, optimizers, parametrization, recipes, weights
@@ -780,20 +780,6 @@ def test_what_is_described_must_be_a_module(tmp_path, root):
     path.write_bytes(signed(header, metadata, bytes(4 * len(header))))
     with pytest.raises(CheckpointError, match="does not describe a module"):
         weights.load(path, classes=OWN)
-
-
-class Watch:
-    """Events that no file may cause while it watches: imports, code, processes, connections."""
-
-    FORBIDDEN = ("exec", "compile", "os.", "subprocess", "pickle", "import", "socket", "ctypes", "shutil")
-
-    def __init__(self):
-        self.on, self.seen = False, []
-        sys.addaudithook(self._notice)
-
-    def _notice(self, event, args):
-        if self.on and event.startswith(self.FORBIDDEN):
-            self.seen.append((event, str(args)[:200]))
 
 
 def mangled(rng, data):

@@ -1,26 +1,16 @@
-"""Read arrays, lists and strings from pickle files without running the pickle.
-
-Not `pickle.Unpickler` with `find_class`: that runs no code either, but a key made of a million nested tuples crashes
-Python, 300 bytes take forever to hash, and 9 bytes with a large memo index allocate 4 GB.
-"""
+"""Arrays, lists and strings from pickle files, without running the pickle."""
 
 import dataclasses
 import math
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
-from pickletools import genops
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from .._pickle import Name, interpret
 from ._files import parsing
 
-_LITERALS = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 "
-    "SHORT_BINUNICODE BINUNICODE BINUNICODE8".split()
-)
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _DTYPES = frozenset("u1 i1 u2 i2 u4 i4 u8 i8 f2 f4 f8 b1".split())
 _NAMES = {
     ("numpy", "ndarray"): "ndarray",
@@ -34,9 +24,8 @@ _NAMES = {
 def read_pickle(path: Path, *keys: str) -> list[Any]:
     """The values of `keys` in a pickled dictionary of NumPy arrays, numbers, strings and lists.
 
-    A pickle is a program for a stack machine that can call any function. This interpreter has only the operations that
-    build such values, and handles the few names that arrays need itself. It imports and calls nothing that a file
-    names, does not recurse, and the file's size bounds its allocations and the number of operations.
+    A pickle is a program for a stack machine that can call any function. This one has only the operations that build
+    such values, handles the few names that arrays need itself, and calls nothing that a file names.
     """
     with parsing(path, "a pickle of arrays and lists"), path.open("rb") as file:
         size = path.stat().st_size
@@ -44,19 +33,15 @@ def read_pickle(path: Path, *keys: str) -> list[Any]:
             raise ValueError("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             # An image has at least 192 bytes, and its label and file name take a few operations.
-            values = _interpret(content, max_operations=10_000 + size // 32)
+            values = interpret(
+                content, names=_NAMES, call=_call, set_state=_set_state, max_operations=10_000 + size // 32
+            )
         if type(values) is not dict:
             raise ValueError("it does not contain a dictionary")
         missing = [key for key in keys if key not in values]
         if missing:
             raise ValueError(f"it has no `{missing[0]}`, only: {', '.join(values)[:200] or 'nothing'}")
         return [values[key].to_numpy() if isinstance(values[key], _Array) else values[key] for key in keys]
-
-
-class _Name(NamedTuple):
-    """The function or class that a pickle refers to."""
-
-    name: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -86,96 +71,15 @@ class _Array:
         return np.frombuffer(content, dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
-def _interpret(content: mmap.mmap, *, max_operations: int) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def pop(count: int | None = None) -> list[Any]:
-        """The last `count` values, or those since the last mark."""
-        start = marks.pop() if count is None else len(stack) - count
-        if start < 0:
-            raise ValueError("it takes more values from its stack than there are")
-        values = stack[start:]
-        del stack[start:]
-        return values
-
-    operations: Iterator[tuple[Any, Any, Any]] = genops(content)  # pyright: ignore[reportArgumentType]
-    for count, (operation, argument, _) in enumerate(operations):
-        if count > max_operations:
-            raise ValueError("it has far more operations than a file of its size needs")
-        match operation.name:
-            case name if name in _LITERALS:
-                stack.append(argument)
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                stack.append(tuple(pop(int(name[-1]))))
-            case "TUPLE":
-                stack.append(tuple(pop()))
-            case "APPEND" | "APPENDS" as name:
-                _extend(pop(1 if name == "APPEND" else None), stack[-1])
-            case "SETITEM" | "SETITEMS" as name:
-                _set_items(pop(2 if name == "SETITEM" else None), stack[-1])
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_find_name(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                stack.append(_find_name(*pop(2)))
-            case "REDUCE":
-                stack.append(_call(*pop(2)))
-            case "BUILD":
-                _set_state(pop(1)[0], stack[-1])
-            case "STOP":
-                return stack.pop()
-            case name:
-                raise ValueError(f"it asks for the operation {name}")
-
-
-def _extend(values: list[Any], target: Any) -> None:
-    if type(target) is not list:
-        raise ValueError("it appends to something that is not a list")
-    target.extend(values)
-
-
-def _set_items(items: list[Any], target: Any) -> None:
-    keys = items[::2]
-    # No other keys are needed, and hashing nested tuples recurses.
-    if type(target) is not dict or not all(isinstance(key, str) for key in keys):
-        raise ValueError("it contains a dictionary whose keys are not strings")
-    target.update(zip(keys, items[1::2], strict=True))
-
-
-def _find_name(module: Any, name: Any) -> _Name:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("it asks for a name that is not text")
-    if (module, name) not in _NAMES:
-        raise ValueError(f"it asks for `{module[:80]}.{name[:80]}`")
-    return _Name(_NAMES[module, name])
-
-
 def _call(function: Any, arguments: Any) -> Any:
     match function, arguments:
-        case _Name("dtype"), (str() as code, *_):
+        case Name("dtype"), (str() as code, *_):
             return _DType(code)
-        case _Name("_reconstruct"), _:
+        case Name("_reconstruct"), _:
             return _Array()
-        case _Name("_frombuffer"), (content, dtype, shape, order):
+        case Name("_frombuffer"), (content, dtype, shape, order):
             return _Array(shape, dtype, order == "F", content)
-        case _Name("encode"), (str() as text, "latin1"):
+        case Name("encode"), (str() as text, "latin1"):
             return text  # the bytes of an array, which `to_numpy` encodes
     raise ValueError("it calls a function that arrays do not need")
 

@@ -8,8 +8,11 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import recipes
+from ..accumulators import Decays
 from ..aggregators import AbstractAggregator, LearnedAggregator
+from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
+from ..steps import DirectionMagnitude
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
@@ -48,7 +51,8 @@ def from_reference(
 
     - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2) for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or
         `"lopt"` for an aggregator.
-    - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`.
+    - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
+        for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
         Defaults are those of the reference implementation: `hidden_size` 32 (`small_fc_lopt`: 4), `hidden_layers` 2,
         `step_mult` and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe.
@@ -62,6 +66,63 @@ def from_reference(
     if kind not in _KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(sorted(_KINDS))}, got {kind!r}.")
     return _KINDS[kind](dict(theta), {k: v for k, v in config.items() if k not in _IGNORED})
+
+
+def to_reference(learner: AbstractOptimizer | AbstractAggregator) -> dict[str, np.ndarray]:
+    """The weights of a learner under the flat names of its reference implementation: the inverse of `from_reference`.
+
+    Constants are not among them, and neither are the scales that wrap an optimizer: the reference implementation gets
+    these as hyperparameters.
+
+    **Arguments:**
+
+    - `learner`: the result of the recipe `small_fc_lopt`, `mulo`, `lolv2`, `lagg_a`, `lopt_a`, `lagg` or `lopt`, with
+        any weights and constants.
+
+    Raises `ValueError` if the learner has other parts, or if its step multipliers are meta-learned, for which the
+    reference implementation has no arrays.
+    """
+    inner = learner.optimizer if isinstance(learner, Scaled) else learner
+    if not isinstance(inner, LearnedOptimizer | LearnedAggregator) or not _is_of_reference(inner):
+        raise ValueError(
+            "`learner` must have the parts of one of the recipes small_fc_lopt, mulo, lolv2, lagg_a, lopt_a, lagg and "
+            "lopt, and step multipliers that are numbers."
+        )
+    parts = _with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
+    return {name: np.asarray(array) for name, array in zip(*parts, strict=True)}
+
+
+def _is_of_reference(learner: LearnedOptimizer | LearnedAggregator) -> bool:
+    """Whether the learner differs from the result of a recipe of the same sizes in numbers and arrays only."""
+    pipeline = learner.pipeline
+    head, accumulators, rule = pipeline.head, pipeline.accumulators, pipeline.step_rule
+    if not isinstance(head, MLPHead) or not isinstance(rule, DirectionMagnitude):
+        return False
+    if not isinstance(rule.step_mult, float) or not isinstance(rule.exp_mult, float):
+        return False
+    options: dict[str, Any] = {"hidden_size": head.weights[0].shape[1], "hidden_layers": len(head.weights) - 1}
+    options |= {"step_mult": rule.step_mult, "exp_mult": rule.exp_mult, "key": jax.random.key(0)}
+    decays = [getattr(accumulator, "decays", None) for accumulator in accumulators]
+    initial = [d.initial if isinstance(d, Decays) else () for d in decays]
+    match initial:
+        case [momentum, [rms], factored] if momentum and len(momentum) == len(factored):
+            options |= {"momentum_decays": momentum, "rms_decay": rms, "factored_decays": factored}
+            candidates: list[Any] = [recipes.small_fc_lopt(**options), recipes.lopt_a(**options)]
+        case [momentum] if momentum:
+            candidates = [recipes.lolv2(decays=momentum, **options)]
+        case []:
+            candidates = [recipes.lopt(**options)]
+        case _:
+            return False
+    # An aggregator that sees each delta has as many more inputs as there are further workers.
+    num_workers = 1 + head.in_size - candidates[-1].pipeline.head.in_size
+    if isinstance(learner, LearnedAggregator) and num_workers >= 1:
+        candidates.append((recipes.lagg_a if initial else recipes.lagg)(num_workers, **options))
+    return any(_parts_and_sizes(learner) == _parts_and_sizes(candidate) for candidate in candidates)
+
+
+def _parts_and_sizes(learner: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(learner), [jnp.shape(x) for x in jax.tree.leaves(learner)]
 
 
 def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
@@ -118,37 +179,47 @@ def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str
 
 
 def _filled_with_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    def where(learner):
-        pipeline = learner.pipeline
-        return [*pipeline.head.weights, *pipeline.head.biases, *(a.decays.offset for a in pipeline.accumulators)]
-
-    layers = range(len(learner.pipeline.head.weights))  # type: ignore[reportAttributeAccessIssue]
-    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
-    return _filled(learner, where, [*names, "momentum_decays", "rms_decays", "adafactor_decays"], theta)
+    return _filled(learner, _with_decays, theta)
 
 
 def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    layers = range(len(learner.pipeline.head.weights))  # type: ignore[reportAttributeAccessIssue]
+    return _filled(learner, _without_decays, theta)
+
+
+def _with_decays(learner: Any) -> tuple[list[str], list[Any]]:
+    """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
+    head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
+    layers = range(len(head.weights))
+    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
+    names += ["momentum_decays", "rms_decays", "adafactor_decays"]
+    return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]
+
+
+def _without_decays(learner: Any) -> tuple[list[str], list[Any]]:
+    """The names and the arrays of a learner whose decay rates, if any, are constants."""
+    head = learner.pipeline.head
+    layers = range(len(head.weights))
     names = [f"mlp/~/linear_{i}/w" for i in layers] + [f"mlp/~/linear_{i}/b" for i in layers]
-    return _filled(learner, lambda o: [*o.pipeline.head.weights, *o.pipeline.head.biases], names, theta)
+    return names, [*head.weights, *head.biases]
 
 
-def _filled(learner: LearnedT, where: Callable, names: list[str], theta: dict[str, Any]) -> LearnedT:
-    """The learner with the arrays that `where` selects replaced by the arrays of `theta` with these names."""
+def _filled(learner: LearnedT, parts: Callable[[Any], tuple[list[str], list[Any]]], theta: dict) -> LearnedT:
+    """The learner with the arrays in `parts(learner)` replaced by the arrays of `theta` with the names there."""
+    names, currents = parts(learner)
     missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
     if missing:
         raise ValueError(f"`theta` lacks the array `{missing[0]}`; it has: {', '.join(sorted(theta)) or 'none'}.")
     if extra:
         raise ValueError(f"`theta` has an unexpected array `{extra[0]}`; expected: {', '.join(names)}.")
     arrays = []
-    for name, current in zip(names, where(learner), strict=True):
+    for name, current in zip(names, currents, strict=True):
         array = jnp.asarray(theta[name])
         if array.shape != current.shape:
             raise ValueError(f"`theta['{name}']` must have shape {current.shape}, got {array.shape}.")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
         arrays.append(array.astype(jnp.float32))
-    return eqx.tree_at(where, learner, arrays)
+    return eqx.tree_at(lambda tree: parts(tree)[1], learner, arrays)
 
 
 _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {

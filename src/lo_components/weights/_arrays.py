@@ -149,10 +149,10 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         data, signed = _verified(path)
-        arrays = {name: _to_array(**parts) for name, parts in deserialize(data)}
+        arrays = {name: to_array_of_safetensors(**parts) for name, parts in deserialize(data)}
         if _DIGEST not in signed and signed["sha256"] != _content_digest(arrays, signed["metadata"]):
             raise CheckpointError(_MISMATCH)
-        metadata = json.loads(signed["metadata"], object_pairs_hook=_without_duplicates)
+        metadata = json.loads(signed["metadata"], object_pairs_hook=without_duplicates)
         if not isinstance(metadata, dict):
             raise CheckpointError("its metadata are not a JSON object")
     # `TypeError` comes from metadata that are not text, `RecursionError` from deeply nested JSON.
@@ -161,7 +161,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, metadata
 
 
-def _to_array(shape: list[int], dtype: str, data: bytes | bytearray) -> np.ndarray:
+def to_array_of_safetensors(shape: list[int], dtype: str, data: bytes | bytearray) -> np.ndarray:
     if dtype not in _dtypes():
         raise CheckpointError(f"it holds an array of dtype {dtype}, which NumPy does not know")
     return np.frombuffer(data, _dtypes()[dtype]).reshape(shape)
@@ -205,7 +205,7 @@ def _verified(path: Path) -> tuple[bytes, dict[str, str]]:
         file.seek(0)
         data = file.read()
     header = data[8 : 8 + length]
-    fields = json.loads(header, object_pairs_hook=_without_duplicates)
+    fields = json.loads(header, object_pairs_hook=without_duplicates)
     metadata = fields.get("__metadata__") if isinstance(fields, dict) else None
     if not isinstance(metadata, dict) or set(metadata) not in ({"metadata", _DIGEST}, {"metadata", "sha256"}):
         raise CheckpointError("it has no checksum")
@@ -220,7 +220,7 @@ def _verified(path: Path) -> tuple[bytes, dict[str, str]]:
     return data, metadata
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise CheckpointError("its header has a name twice")
