@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
@@ -69,6 +71,20 @@ def normal_tree(shapes: dict, key, dtype=jnp.float32) -> dict:
     return treedef.unflatten([jax.random.normal(k, s, dtype) for k, s in zip(keys, leaves, strict=True)])
 
 
+def published(name: str) -> Path:
+    """A published file: in `$LO_COMPONENTS_WEIGHTS`, else in `shared/weights` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "weights"
+    path = Path(os.environ.get("LO_COMPONENTS_WEIGHTS", beside)) / name
+    if not path.exists():
+        pytest.skip(f"needs the published weights `{path.name}`, which are not part of this repository")
+    return path
+
+
+def published_weights(name: str) -> dict:
+    with np.load(published(f"{name}.npz")) as file:
+        return dict(file)
+
+
 def load_golden(name: str) -> dict:
     """A reference trajectory: `theta`, `params[t]` and `grads[t]`, keyed by leaf name (which may contain `/`)."""
     config = MANIFEST[name]
@@ -81,7 +97,8 @@ def load_golden(name: str) -> dict:
     steps = config["T"]
     return {
         "config": config,
-        "theta": under("theta/"),
+        "theta": published_weights(config["weights"]) if "weights" in config else under("theta/"),
+        "losses": arrays.get("losses", np.zeros(steps, np.float32)),
         "params": [under(f"params/{t}/") for t in range(steps + 1)],
         "grads": [under(f"grads/{t}/") for t in range(steps)],
     }

@@ -10,6 +10,7 @@ from helpers import MANIFEST, load_golden
 
 from lo_components import interop
 from lo_components.aggregators import AbstractAggregator
+from lo_components.optimizers import StepContext
 
 golden = functools.cache(load_golden)
 
@@ -19,9 +20,9 @@ LITTLE: dict[str, Any] = {"compiler_options": {"xla_backend_optimization_level":
 
 
 @eqx.filter_jit(**LITTLE)
-def _step(learner, grads, state, params):
+def _step(learner, grads, state, params, context):
     update = learner.aggregate if isinstance(learner, AbstractAggregator) else learner.update
-    updates, state = update(grads, state, params)
+    updates, state = update(grads, state, params, context=context)
     return optax.apply_updates(params, updates), state
 
 
@@ -41,7 +42,8 @@ def _check_trajectory(run):
     params = run["params"][0]
     state = learner.init(params)
     for t, grads in enumerate(run["grads"]):
-        params, state = _step(learner, grads, state, params)
+        context = StepContext(loss=run["losses"][t], num_steps=np.int32(run["config"]["num_steps"]))
+        params, state = _step(learner, grads, state, params, context)
         reference = run["params"][t + 1]
         assert {k: (p.shape, p.dtype) for k, p in params.items()} == {
             k: (r.shape, r.dtype) for k, r in reference.items()
@@ -49,6 +51,7 @@ def _check_trajectory(run):
         assert not _misses(params, reference, run["params"][0]), f"step {t}"
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", MANIFEST)
 def test_every_step_agrees_with_the_original(name):
     _check_trajectory(golden(name))

@@ -1,11 +1,9 @@
 """Celo, Celo-Adam, Sinv6 and Celo2 from the arrays of their original implementations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,7 +11,16 @@ from .. import accumulators as acc
 from .. import features as ft
 from .. import recipes
 from ..heads import IdentityHead
-from ..optimizers import AbstractOptimizer, Decayed, LearnedOptimizer, Named, OptaxOptimizer, Scheduled
+from ..optimizers import (
+    AbstractOptimizer,
+    ClippedByValue,
+    Decayed,
+    LearnedOptimizer,
+    Named,
+    OptaxOptimizer,
+    Partitioned,
+    Scheduled,
+)
 from ..pipeline import Pipeline
 from ..schedules import OptaxSchedule
 from ..steps import Direction
@@ -33,60 +40,116 @@ _CELO2 = {
     "adam": _ADAM,
 }
 
-_SCHEDULE = {
-    "rnn_params/linear_2/w": lambda s: s.skip.weight,
-    "rnn_params/linear_2/b": lambda s: s.skip.bias,
-    "rnn_params/linear_1/w": lambda s: s.hidden.weight,
-    "rnn_params/linear_1/b": lambda s: s.hidden.bias,
-    "rnn_params/rnn/linear/w": lambda s: s.lstm.weight,
-    "rnn_params/rnn/linear/b": lambda s: s.lstm.bias,
-    "lstm_init_state/hidden": lambda s: s.lstm.start.hidden,
-    "lstm_init_state/cell": lambda s: s.lstm.start.cell,
-    "rnn_params/step_size/w": lambda s: s.readout.weight,
-    "rnn_params/step_size/b": lambda s: s.readout.bias,
-}
 # Arrays that have no effect in the original.
-_DEAD = ("rnn_params/linear/w", "rnn_params/linear/b", "rnn_params/rnn_to_controls/w", "rnn_params/rnn_to_controls/b")
+_UNUSED = ("rnn_params/linear/w", "rnn_params/linear/b", "rnn_params/rnn_to_controls/w", "rnn_params/rnn_to_controls/b")
+# The sizes of the groups of channels, each of which has its own weights in the first layer.
+_GROUPS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
+_MLP = "ff_mod_stack/~/"
 
 
-def celo(theta: dict[str, Any], config: Mapping[str, Any]) -> AbstractOptimizer:
+def celo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     options = with_defaults(config, _CELO)
-    phase = options.pop("train_phase")
+    phase, lstm_size = options.pop("train_phase"), options.pop("lstm_hidden_size")
     if phase not in (1, 2):
         raise ValueError(f"`train_phase` must be 1 or 2, got {phase}.")
-    lstm_size = options.pop("lstm_hidden_size")
     options = {name.removeprefix("ff_"): value for name, value in options.items()}
     learner = recipes.celo(lstm_size=lstm_size, key=jax.random.key(0), **options)
-    wheres = {**_mlp(lambda o: o.optimizer.optimizer.pipeline.head, options["hidden_layers"]), **_schedule_of(learner)}
-    learner = filled(learner, wheres, _merged(theta, outputs=2))
-    return learner if phase == 2 else eqx.tree_at(lambda o: o.optimizer, learner, learner.optimizer.optimizer)
+
+    def parts(learner: Any) -> tuple[list[str], list[Any]]:
+        scheduled = learner.optimizer
+        return _joined(_mlp(scheduled.optimizer.pipeline.head), _schedule(scheduled.schedule.schedule))
+
+    learner = filled(learner, parts, _mlp_arrays(_without_unused(theta), outputs=2))
+    return learner if phase == 2 else ClippedByValue(learner.optimizer.optimizer)  # type: ignore[reportAttributeAccessIssue]
 
 
-def celo_adam(theta: dict[str, Any], config: Mapping[str, Any]) -> AbstractOptimizer:
+def celo_adam(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     return _scheduled(recipes.celo_adam, theta, config)
 
 
-def sinv6(theta: dict[str, Any], config: Mapping[str, Any]) -> AbstractOptimizer:
+def sinv6(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     return _scheduled(recipes.sinv6, theta, config)
 
 
-def celo2(theta: dict[str, Any], config: Mapping[str, Any]) -> AbstractOptimizer:
+def celo2(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     options = with_defaults(config, _CELO2)
-    adam = with_defaults(options["adam"], _ADAM)
-    size, layers = options["ff_hidden_size"], options["ff_hidden_layers"]
-    key, decay, rate = jax.random.key(0), options["weight_decay"], options["lr"]
+    adam, leaves = with_defaults(dict(options["adam"]), _ADAM), tuple(options["adam_leaves"])
+    rate, decay = options["lr"], options["weight_decay"]
     direction = recipes.celo2_direction(
-        orthogonalize=options["orthogonalize"], hidden_size=size, hidden_layers=layers, key=key
+        orthogonalize=options["orthogonalize"],
+        hidden_size=options["ff_hidden_size"],
+        hidden_layers=options["ff_hidden_layers"],
+        key=jax.random.key(0),
     )
-    direction = filled(direction, _mlp(lambda o: o.optimizer.pipeline.head, layers), _merged(theta, outputs=1))
-    learned = _with_rate(direction, rate, decay)
-    if not options["adam_leaves"]:
-        return learned
-    leaves = tuple(options["adam_leaves"])
-    return recipes.Partitioned
+    parts = lambda learner: _mlp(learner.optimizer.pipeline.head)  # noqa: E731
+    learned = _with_rate(filled(direction, parts, _mlp_arrays(theta, outputs=1)), rate, decay)
+    return (
+        Partitioned(_with_rate(_adam(adam), rate * adam["lr_mult"], decay), learned, Named(leaves))
+        if leaves
+        else learned
+    )
 
 
-def _scheduled(recipe: Callable, theta: dict[str, Any], config: Mapping[str, Any]) -> AbstractOptimizer:
+def _adam(options: dict[str, Any]) -> AbstractOptimizer:
+    names = ("b1", "b2", "eps", "eps_root")
+    if options["bias_correction"]:
+        return OptaxOptimizer(optax.adam, 1.0, **{name: options[name] for name in names})
+    accumulators = acc.Momentum((options["b1"],)), acc.SquaredMomentum((options["b2"],))
+    feature = ft.NormalizedMomenta(1, eps=options["eps_root"], eps_outside=options["eps"])
+    return LearnedOptimizer(Pipeline(accumulators, feature, IdentityHead(1), Direction(1.0)))
+
+
+def _with_rate(optimizer: AbstractOptimizer, rate: float, decay: float) -> AbstractOptimizer:
+    return Scheduled(Decayed(optimizer, decay), OptaxSchedule(optax.constant_schedule, rate))
+
+
+def _scheduled(recipe: Callable, theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     options = with_defaults(config, _LSTM)
     learner = recipe(lstm_size=options["lstm_hidden_size"], step_mult=options["step_mult"], key=jax.random.key(0))
-    return filled(learner, _schedule_of(learner), _merged(theta, outputs=0))
+    return filled(learner, lambda learner: _schedule(learner.optimizer.schedule.schedule), _without_unused(theta))
+
+
+def _schedule(schedule: Any) -> tuple[list[str], list[Any]]:
+    layers = {
+        "linear_1": schedule.hidden,
+        "linear_2": schedule.skip,
+        "rnn/linear": schedule.lstm,
+        "step_size": schedule.readout,
+    }
+    arrays = {f"rnn_params/{name}/w": layer.weight for name, layer in layers.items()}
+    arrays |= {f"rnn_params/{name}/b": layer.bias for name, layer in layers.items()}
+    arrays |= {"lstm_init_state/hidden": schedule.lstm.start.hidden, "lstm_init_state/cell": schedule.lstm.start.cell}
+    return list(arrays), list(arrays.values())
+
+
+def _mlp(head: Any) -> tuple[list[str], list[Any]]:
+    layers = range(len(head.weights))
+    return [f"{_MLP}w{i}" for i in layers] + [f"{_MLP}b{i}" for i in layers], [*head.weights, *head.biases]
+
+
+def _joined(*parts: tuple[list[str], list[Any]]) -> tuple[list[str], list[Any]]:
+    return [name for names, _ in parts for name in names], [array for _, arrays in parts for array in arrays]
+
+
+def _without_unused(theta: dict[str, Any]) -> dict[str, Any]:
+    """The arrays that have an effect; initial states, which the original repeats for each tensor, as vectors."""
+    found = {name: np.asarray(array) for name, array in theta.items() if name not in _UNUSED}
+    return {n: x[0] if n.startswith("lstm_init_state/") and x.ndim == 2 else x for n, x in found.items()}
+
+
+def _mlp_arrays(theta: dict[str, Any], outputs: int) -> dict[str, Any]:
+    """The arrays with one matrix for the first layer, without an axis for several networks, and without unused outputs."""
+    found = {name: np.asarray(array) for name, array in theta.items()}
+    names = [f"{_MLP}w0__{i}" for i in range(len(_GROUPS))]
+    missing = next((name for name in names if name not in found), None)
+    if missing:
+        raise ValueError(f"`theta` lacks the array `{missing}`; it has: {', '.join(sorted(theta)) or 'none'}.")
+    if found[names[0]].ndim == 3:
+        found = {name: x[0] if name.startswith(_MLP) else x for name, x in found.items()}
+    found[f"{_MLP}w0"] = np.concatenate([found.pop(name) for name in names])
+    last = sum(name.startswith(f"{_MLP}b") for name in found) - 1
+    for kind in "wb":
+        name = f"{_MLP}{kind}{last}"
+        if name in found:
+            found[name] = found[name][..., :outputs]
+    return found

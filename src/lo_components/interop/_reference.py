@@ -1,7 +1,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +12,13 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
+from . import _celo
+from ._arrays import filled, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
 # Entries of a manifest that describe a recorded trajectory, not the optimizer.
-_IGNORED = {"kind", "T", "num_steps"}
+_IGNORED = {"kind", "T", "num_steps", "weights"}
 
 # The hyperparameters that a configuration may have, with the reference implementations' defaults.
 _SMALL_FC_LOPT = {
@@ -126,7 +127,7 @@ def _parts_and_sizes(learner: Any) -> tuple[Any, list[tuple[int, ...]]]:
 
 
 def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
-    options = _with_defaults(config, _SMALL_FC_LOPT)
+    options = with_defaults(config, _SMALL_FC_LOPT)
     momentum_decays, rms_decays, factored_decays = (
         tuple(options.pop(f"initial_{name}_decays")) for name in ("momentum", "rms", "adafactor")
     )
@@ -144,14 +145,14 @@ def _small_fc_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOpti
 
 
 def _mulo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
-    options = _with_defaults(config, _MULO)
+    options = with_defaults(config, _MULO)
     multipliers = options.pop("update_multipliers")
     optimizer = _small_fc_lopt(theta, options)
     return optimizer if multipliers is None else Scaled(optimizer, jax.tree.map(float, multipliers))
 
 
 def _mlp_lopt(theta: dict[str, Any], config: dict[str, Any]) -> LearnedOptimizer:
-    options = _with_defaults(config, _MLP_LOPT)
+    options = with_defaults(config, _MLP_LOPT)
     optimizer = recipes.lolv2(decays=tuple(options.pop("decays")), key=jax.random.key(0), **options)
     return _filled_without_decays(optimizer, theta)
 
@@ -160,7 +161,7 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
     """A function that builds one kind of aggregator. Kinds that see each delta have a fixed number of workers."""
 
     def make(theta: dict[str, Any], config: dict[str, Any]) -> LearnedAggregator:
-        options = _with_defaults(config, defaults)
+        options = with_defaults(config, defaults)
         for name in ("with_all_grads", "with_avg"):
             if (value := options.pop(name)) != defaults[name]:
                 raise ValueError(f"`{name}` must be {defaults[name]} for this `kind`, got {value}.")
@@ -171,19 +172,12 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
     return make
 
 
-def _with_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(config) - set(defaults))
-    if unknown:
-        raise ValueError(f"`config` has an unknown key `{unknown[0]}`; expected: {', '.join(sorted(defaults))}.")
-    return {**defaults, **config}
-
-
 def _filled_with_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    return _filled(learner, _with_decays, theta)
+    return filled(learner, _with_decays, theta)
 
 
 def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    return _filled(learner, _without_decays, theta)
+    return filled(learner, _without_decays, theta)
 
 
 def _with_decays(learner: Any) -> tuple[list[str], list[Any]]:
@@ -203,26 +197,11 @@ def _without_decays(learner: Any) -> tuple[list[str], list[Any]]:
     return names, [*head.weights, *head.biases]
 
 
-def _filled(learner: LearnedT, parts: Callable[[Any], tuple[list[str], list[Any]]], theta: dict) -> LearnedT:
-    """The learner with the arrays in `parts(learner)` replaced by the arrays of `theta` with the names there."""
-    names, currents = parts(learner)
-    missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
-    if missing:
-        raise ValueError(f"`theta` lacks the array `{missing[0]}`; it has: {', '.join(sorted(theta)) or 'none'}.")
-    if extra:
-        raise ValueError(f"`theta` has an unexpected array `{extra[0]}`; expected: {', '.join(names)}.")
-    arrays = []
-    for name, current in zip(names, currents, strict=True):
-        array = jnp.asarray(theta[name])
-        if array.shape != current.shape:
-            raise ValueError(f"`theta['{name}']` must have shape {current.shape}, got {array.shape}.")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
-        arrays.append(array.astype(jnp.float32))
-    return eqx.tree_at(lambda tree: parts(tree)[1], learner, arrays)
-
-
 _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer | AbstractAggregator]] = {
+    "celo": _celo.celo,
+    "celo2": _celo.celo2,
+    "celo_adam": _celo.celo_adam,
+    "sinv6": _celo.sinv6,
     "small_fc_lopt": _small_fc_lopt,
     "mulo": _mulo,
     "mlp_lopt": _mlp_lopt,

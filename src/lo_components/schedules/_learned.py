@@ -70,8 +70,8 @@ class LearnedSchedule(AbstractSchedule[LearnedScheduleState]):
     factor. Needs the loss and the length of training.
 
     ??? cite "Source"
-        The scheduler of Celo (arXiv 2501.12670). Published weights have a mixture over tensors in front of the recurrent
-        network, but the same inputs for every tensor, so that it reduces to a sum of two layers.
+        The scheduler of Celo (arXiv 2501.12670). The original mixes over tensors in front of the recurrent network. Since
+        its inputs are the same for all tensors, that is a sum of two layers.
     """
 
     buffer: LossBuffer

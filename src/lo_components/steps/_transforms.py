@@ -45,7 +45,7 @@ class RelativeToParameter(AbstractTransform):
 
     def __call__(self, update: Float[Array, "*shape"], view: TensorView) -> Float[Array, "*shape"]:
         (mean_square,) = view.mean_squares([view.param[None]])
-        return update * jnp.sqrt(mean_square + self.eps)
+        return update * jnp.sqrt(mean_square[0] + self.eps)
 
 
 class RMSOne(AbstractTransform):
@@ -67,7 +67,7 @@ class RMSOne(AbstractTransform):
 
     def __call__(self, update: Float[Array, "*shape"], view: TensorView) -> Float[Array, "*shape"]:
         if view.size is not None:  # a vector with padding
-            (mean_square,) = view.mean_squares([update[None]])
+            mean_square = view.mean_squares([update[None]])[0][0]
         else:
             mean_square = jnp.mean(jnp.square(update), axis=tuple(range(-min(2, update.ndim), 0)), keepdims=True)
         return update * jax.lax.rsqrt(mean_square + self.eps)
@@ -77,9 +77,9 @@ class Orthogonalized(AbstractTransform):
     r"""Moves the singular values of the update, a matrix, close to one, by Newton-Schulz iterations, as Muon does.
 
     With $X$ the update divided by its Frobenius norm, five times: $A = X X^\top$,
-    $X \leftarrow 3.4445\,X + (-4.775\,A + 2.0315\,A^2)\,X$. Singular values end up between about 0.7 and 1.2. Vectors and
-    scalars are left as they are. In tensors of higher rank each pair of `axes` is a matrix: for kernels in Equinox's
-    layout, `[out, in, height, width]`, pass `axes=(0, 1)`.
+    $X \leftarrow 3.4445\,X + (-4.775\,A + 2.0315\,A^2)\,X$. Singular values end up between about 0.7 and 1.2. Vectors
+    and scalars are left as they are. In tensors of higher rank each pair of `axes` is a matrix: for kernels in
+    Equinox's layout, `[out, in, height, width]`, pass `axes=(0, 1)`.
 
     **Arguments:**
 
