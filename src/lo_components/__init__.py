@@ -2,6 +2,7 @@
 
 from . import accumulators as accumulators
 from . import aggregators as aggregators
+from . import controllers as controllers
 from . import data as data
 from . import estimators as estimators
 from . import features as features

@@ -15,6 +15,7 @@ StatT = TypeVar("StatT")
 _WAYS = {
     "num_steps": "pass `StepContext(num_steps=...)` to `update`, or `num_steps=...` to that of an optax transformation",
     "loss": "pass `StepContext(loss=...)` to `update`, or `value=...` to that of an optax transformation",
+    "controls": "use it in a `ControlledOptimizer`, which has a controller",
     "deltas": "use it in a `LearnedAggregator`, whose workers send deltas, not in an optimizer",
 }
 
@@ -32,6 +33,7 @@ class TensorView(eqx.Module):
     - `num_steps`: the length of training, if known.
     - `loss`: this step's loss, if known.
     - `deltas`: for aggregators, each worker's new parameter minus the old one, `[workers, *shape]`.
+    - `controls`: what a controller says about the tensor, if there is one.
     - `size`: the number of elements of the tensor, by which means are divided. It differs from that of `param` if the
         view shows a block of the tensor only; `None` for the size of `param`.
     - `counted`: which elements count in sums; `None` for all. The others are padding, or belong to another block.
@@ -44,6 +46,7 @@ class TensorView(eqx.Module):
     num_steps: Int[Array, ""] | None = None
     loss: Float[Array, ""] | None = None
     deltas: Float[Array, "workers *shape"] | None = None
+    controls: Float[Array, " k"] | None = None
     size: int | Int[Array, ""] | None = None
     counted: Bool[Array, "*#shape"] | None = None
 
@@ -67,7 +70,7 @@ class TensorView(eqx.Module):
 
         **Arguments:**
 
-        - `name`: `"num_steps"`, `"loss"` or `"deltas"`.
+        - `name`: `"num_steps"`, `"loss"`, `"deltas"` or `"controls"`.
 
         Raises `ValueError` if it is not known, and says how to pass it.
         """
@@ -75,6 +78,21 @@ class TensorView(eqx.Module):
         if value is None:
             raise ValueError(f"A part of the pipeline needs `{name}`, which is not known: {_WAYS[name]}.")
         return value
+
+    def means(self, values: Float[Array, "c *shape"]) -> Float[Array, " c"]:
+        """The mean over the tensor of each channel, without padding. The view must show the whole tensor.
+
+        **Arguments:**
+
+        - `values`: the channels.
+        """
+        axes = tuple(range(1, values.ndim))
+        if self.counted is None:
+            return jnp.mean(values, axis=axes)
+        return jnp.sum(jnp.where(self.counted[None], values, 0.0), axis=axes) / self._num_elements()
+
+    def _num_elements(self) -> Float[Array, ""]:
+        return jnp.maximum(1.0, jnp.asarray(self.param.size if self.size is None else self.size, jnp.float32))
 
     def mean_squares(self, groups: Sequence[Float[Array, "_ ..."]]) -> list[Float[Array, " _"]]:
         """The mean square over the tensor of each channel; if the view shows a block, its part of that mean.
@@ -85,9 +103,8 @@ class TensorView(eqx.Module):
         """
         sums, repeats = zip(*map(self._square_sums, groups), strict=True)
         counts = [x.shape[0] for x in groups]
-        size = self.param.size if self.size is None else self.size
         # One division for all channels: each operation on a few numbers costs as much as on many.
-        weights = np.repeat(np.asarray(repeats, np.float32), counts) / jnp.maximum(1.0, jnp.asarray(size, jnp.float32))
+        weights = np.repeat(np.asarray(repeats, np.float32), counts) / self._num_elements()
         return jnp.split(jnp.concatenate(sums) * weights, np.cumsum(counts)[:-1])
 
     def _square_sums(self, values: Float[Array, "c *#shape"]) -> tuple[Float[Array, " c"], int]:

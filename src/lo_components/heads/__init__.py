@@ -1,6 +1,7 @@
 """Small networks that map the features of each parameter to the inputs of the step rule."""
 
 from ._base import AbstractHead as AbstractHead
+from ._hypernetwork import MixedMLPHead as MixedMLPHead
 from ._identity import IdentityHead as IdentityHead
 from ._linear import LinearHead as LinearHead
 from ._mlp import MLPHead as MLPHead

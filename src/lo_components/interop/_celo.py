@@ -1,4 +1,4 @@
-"""Celo, Celo-Adam, Sinv6 and Celo2 from the arrays of their original implementations."""
+"""VeLO, Celo, Celo-Adam, Sinv6 and Celo2 from the arrays of their original implementations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from ..optimizers import (
     Scheduled,
 )
 from ..pipeline import Pipeline
-from ..schedules import OptaxSchedule
+from ..schedules import LossBuffer, OptaxSchedule
 from ..steps import Direction
 from ._arrays import filled, with_defaults
 
@@ -41,10 +41,21 @@ _CELO2 = {
 }
 
 # Arrays that have no effect in the original.
-_UNUSED = ("rnn_params/linear/w", "rnn_params/linear/b", "rnn_params/rnn_to_controls/w", "rnn_params/rnn_to_controls/b")
+_UNUSED = tuple(f"rnn_params/{layer}/{kind}" for layer in ("linear", "rnn_to_controls") for kind in "wb")
 # The sizes of the groups of channels, each of which has its own weights in the first layer.
 _GROUPS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 _MLP = "ff_mod_stack/~/"
+_VELO = {
+    "lstm_hidden_size": 512,
+    "param_inits": 256,
+    "ff_hidden_size": 4,
+    "ff_hidden_layers": 2,
+    "exp_mult": 1e-3,
+    "step_mult": 1e-3,
+    "ff_mult": 100.0,
+    "use_bugged_loss_features": False,
+    "use_bugged_next_lstm_state": False,
+}
 
 
 def celo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
@@ -57,8 +68,10 @@ def celo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
 
     def parts(learner: Any) -> tuple[list[str], list[Any]]:
         scheduled = learner.optimizer
-        return _joined(_mlp(scheduled.optimizer.pipeline.head), _schedule(scheduled.schedule.schedule))
+        return _joined(_mlp(scheduled.optimizer.pipeline.head), _recurrent(scheduled.schedule.schedule, "step_size"))
 
+    # There is a leading axis for several networks.
+    theta = {name: np.asarray(x)[0] if name.startswith(_MLP) else x for name, x in theta.items()}
     learner = filled(learner, parts, _mlp_arrays(_without_unused(theta), outputs=2))
     return learner if phase == 2 else ClippedByValue(learner.optimizer.optimizer)  # type: ignore[reportAttributeAccessIssue]
 
@@ -69,6 +82,35 @@ def celo_adam(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimize
 
 def sinv6(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     return _scheduled(recipes.sinv6, theta, config)
+
+
+def velo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
+    options = with_defaults(config, _VELO)
+    learner = recipes.velo(
+        lstm_size=options["lstm_hidden_size"],
+        num_networks=options["param_inits"],
+        hidden_size=options["ff_hidden_size"],
+        hidden_layers=options["ff_hidden_layers"],
+        step_mult=options["step_mult"],
+        exp_mult=options["exp_mult"],
+        scale=options["ff_mult"],
+        buffer=LossBuffer(10 if options["use_bugged_loss_features"] else None),
+        recurrent=not options["use_bugged_next_lstm_state"],
+        key=jax.random.key(0),
+    )
+
+    def parts(learner: Any) -> tuple[list[str], list[Any]]:
+        controlled = learner.optimizer
+        return _joined(_mlp(controlled.pipeline.head.networks), _recurrent(controlled.controller, "readout"))
+
+    names = {"lstm_init_state/0": "lstm_init_state/hidden", "lstm_init_state/1": "lstm_init_state/cell"}
+    theta = {names.get(name, name): array for name, array in theta.items()}
+    # Controls and learning rate have a layer each there.
+    for kind in "wb":
+        layers = [theta.pop(f"rnn_params/{name}/{kind}", None) for name in ("rnn_to_controls", "step_size")]
+        if all(layer is not None for layer in layers):
+            theta[f"rnn_params/readout/{kind}"] = np.concatenate([np.asarray(x) for x in layers], axis=-1)
+    return filled(learner, parts, _mlp_arrays(_without_unused(theta), outputs=2))
 
 
 def celo2(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
@@ -106,19 +148,23 @@ def _with_rate(optimizer: AbstractOptimizer, rate: float, decay: float) -> Abstr
 def _scheduled(recipe: Callable, theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     options = with_defaults(config, _LSTM)
     learner = recipe(lstm_size=options["lstm_hidden_size"], step_mult=options["step_mult"], key=jax.random.key(0))
-    return filled(learner, lambda learner: _schedule(learner.optimizer.schedule.schedule), _without_unused(theta))
+    return filled(
+        learner, lambda learner: _recurrent(learner.optimizer.schedule.schedule, "step_size"), _without_unused(theta)
+    )
 
 
-def _schedule(schedule: Any) -> tuple[list[str], list[Any]]:
+def _recurrent(network: Any, readout: str) -> tuple[list[str], list[Any]]:
+    """The arrays of a `LearnedSchedule` or a `MixingController`, whose last layer the original calls `readout`."""
     layers = {
-        "linear_1": schedule.hidden,
-        "linear_2": schedule.skip,
-        "rnn/linear": schedule.lstm,
-        "step_size": schedule.readout,
+        "linear_1": network.rectified,
+        "linear_2": network.skip,
+        "rnn/linear": network.lstm,
+        readout: network.readout,
     }
     arrays = {f"rnn_params/{name}/w": layer.weight for name, layer in layers.items()}
     arrays |= {f"rnn_params/{name}/b": layer.bias for name, layer in layers.items()}
-    arrays |= {"lstm_init_state/hidden": schedule.lstm.start.hidden, "lstm_init_state/cell": schedule.lstm.start.cell}
+    start = network.lstm.start
+    arrays |= {"lstm_init_state/hidden": start.hidden, "lstm_init_state/cell": start.cell}
     return list(arrays), list(arrays.values())
 
 
@@ -138,15 +184,13 @@ def _without_unused(theta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mlp_arrays(theta: dict[str, Any], outputs: int) -> dict[str, Any]:
-    """The arrays with one matrix for the first layer, without an axis for several networks, and without unused outputs."""
+    """The arrays with one matrix for the first layer, and no unused outputs."""
     found = {name: np.asarray(array) for name, array in theta.items()}
     names = [f"{_MLP}w0__{i}" for i in range(len(_GROUPS))]
     missing = next((name for name in names if name not in found), None)
     if missing:
         raise ValueError(f"`theta` lacks the array `{missing}`; it has: {', '.join(sorted(theta)) or 'none'}.")
-    if found[names[0]].ndim == 3:
-        found = {name: x[0] if name.startswith(_MLP) else x for name, x in found.items()}
-    found[f"{_MLP}w0"] = np.concatenate([found.pop(name) for name in names])
+    found[f"{_MLP}w0"] = np.concatenate([found.pop(name) for name in names], axis=-2)
     last = sum(name.startswith(f"{_MLP}b") for name in found) - 1
     for kind in "wb":
         name = f"{_MLP}{kind}{last}"

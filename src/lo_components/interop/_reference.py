@@ -202,6 +202,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer |
     "celo2": _celo.celo2,
     "celo_adam": _celo.celo_adam,
     "sinv6": _celo.sinv6,
+    "velo": _celo.velo,
     "small_fc_lopt": _small_fc_lopt,
     "mulo": _mulo,
     "mlp_lopt": _mlp_lopt,

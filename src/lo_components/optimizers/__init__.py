@@ -2,6 +2,8 @@
 
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._base import StepContext as StepContext
+from ._controlled import ControlledOptimizer as ControlledOptimizer
+from ._controlled import ControlledState as ControlledState
 from ._learned import LearnedOptimizer as LearnedOptimizer
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax

@@ -67,7 +67,7 @@ class PartitionedState(NamedTuple):
 
 
 class Partitioned(AbstractOptimizer[PartitionedState]):
-    """One optimizer for some tensors, another one for the rest, as Celo2 and Muon need: AdamW for vectors and embeddings.
+    """One optimizer for some tensors, another one for the rest: Celo2 and Muon leave vectors and embeddings to AdamW.
 
     **Arguments:**
 

@@ -28,8 +28,8 @@ class UpdateRule:
     | `SCALE_FREE` | Adam, AdamW, Lion, RMSProp, learned optimizers with normalized features | 1 | 0 | 0 |
     | `PROPORTIONAL` | SGD, with or without momentum | 1 | 1 | 1 |
     | `ORTHOGONALIZED` | Muon, Shampoo: all singular values of the update equal 1 | 1/2 | 1/2 | 0 |
-    | `ORTHOGONALIZED_RMS` | Celo2: orthogonalized, then multiplied so that the root mean square is 1 | 1/2, readouts 0 | 0 | 0 |
-    | `RELATIVE` | VeLO, Celo, LARS: steps in units of the parameter's root mean square | 1/2, readouts 0 | 0 | -1 |
+    | `ORTHOGONALIZED_RMS` | Celo2: orthogonalized, with a root mean square of 1 | 1/2; readouts 0 | 0 | 0 |
+    | `RELATIVE` | VeLO, Celo: in units of the parameter's root mean square | 1/2; readouts 0 | 0 | -1 |
 
     `ORTHOGONALIZED` applies to orthogonalized matrices, and to tensors whose update has norm 1. It also covers Muon
     implementations that multiply by $\sqrt{\max(1, \text{fan-out} / \text{fan-in})}$, for hidden matrices whose sides

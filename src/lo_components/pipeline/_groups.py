@@ -1,6 +1,6 @@
 """Compute small tensors together, so that the time to trace and compile does not grow with their number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,6 +23,7 @@ class Tensor(NamedTuple):
     states: PyTree[Array]
     param: Float[Array, "*shape"]
     deltas: Float[Array, "workers *shape"] | None
+    controls: Float[Array, " k"] | None = None
 
 
 class Context(NamedTuple):
@@ -74,12 +75,7 @@ def _is_explicit(x: Array) -> bool:
 def _updated(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
     if len(tensors) == 1:
         return [_update(pipeline, tensors[0], context)]
-    lengths = [tensor.param.shape[0] for tensor in tensors]
-    longest = tensors[lengths.index(max(lengths))]
-    stacked = jax.tree.map(lambda like, *xs: jnp.stack([_padded(x, like.shape) for x in xs]), longest, *tensors)
-    counted = None if min(lengths) == max(lengths) else jnp.asarray(lengths, jnp.int32)
-    # Barriers, lest XLA fuse the arithmetic with the stacking and unstacking, and compile it once for each tensor.
-    stacked = jax.lax.optimization_barrier(stacked)
+    stacked, counted = _stacked(tensors)
     results = jax.vmap(lambda tensor, length: _update(pipeline, tensor, context, length))(stacked, counted)
     # Hiding the indices from the compiler makes all unstacking alike, so it is compiled once.
     indices = [jnp.asarray(i, jnp.int32) for i in range(len(tensors))]
@@ -91,11 +87,28 @@ def _updated(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> lis
     return [result(i, tensor) for i, tensor in zip(indices, tensors, strict=True)]
 
 
+def _stacked(tensors: list[Tensor]) -> tuple[Tensor, Int[Array, " tensors"] | None]:
+    """The tensors in one, and their lengths if some are padded."""
+    lengths = [tensor.param.shape[0] for tensor in tensors]
+    longest = tensors[lengths.index(max(lengths))]
+    stacked = jax.tree.map(lambda like, *xs: jnp.stack([_padded(x, like.shape) for x in xs]), longest, *tensors)
+    counted = None if min(lengths) == max(lengths) else jnp.asarray(lengths, jnp.int32)
+    # Barriers, here and before unstacking, lest XLA fuse the arithmetic with both, and compile it once for each tensor.
+    return jax.lax.optimization_barrier(stacked), counted
+
+
+def map_group(fn: Callable[[Tensor, Int[Array, ""] | None], Array], tensors: list[Tensor]) -> Array:
+    """A function of each tensor and its length, if it is padded; the results in one array."""
+    if len(tensors) == 1:
+        return fn(tensors[0], None)[None]
+    return jax.vmap(fn)(*_stacked(tensors))
+
+
 def _update(
     pipeline: Pipeline, tensor: Tensor, context: Context, length: Int[Array, ""] | None = None
 ) -> tuple[Array, PyTree]:
-    grad, states, param, deltas = tensor
-    return pipeline.update(grad, states, param, deltas=deltas, **context._asdict(), length=length)
+    grad, states, param, deltas, controls = tensor
+    return pipeline.update(grad, states, param, deltas=deltas, controls=controls, **context._asdict(), length=length)
 
 
 def _padded(x: Array, shape: tuple[int, ...]) -> Array:

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .. import _tree
 from ..accumulators import AbstractAccumulator, TensorView
@@ -118,6 +118,7 @@ class Pipeline(eqx.Module):
         step: Int[Array, ""],
         num_steps: Int[Array, ""] | None = None,
         loss: Float[Array, ""] | None = None,
+        controls: Float[Array, " k"] | None = None,
         length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "*shape"], tuple]:
         """One step of one tensor.
@@ -130,6 +131,7 @@ class Pipeline(eqx.Module):
         - `deltas`: for aggregators, each worker's delta.
         - `step`: the number of steps taken before this one.
         - `num_steps`, `loss`: the length of training and the current loss, if known.
+        - `controls`: what a controller says about the tensor, if there is one.
         - `length`: if the tensor is a vector that is padded with zeros, its length without them.
 
         **Returns:** the update to add to `param`, in its dtype, and the accumulators' next states.
@@ -146,8 +148,9 @@ class Pipeline(eqx.Module):
             num_steps=num_steps,
             loss=loss,
             deltas=None if deltas is None else _workers_as_tensor(_bounded(deltas)),
+            controls=controls,
             size=length,
-            counted=None if length is None else jnp.arange(tensor.size) < length,
+            counted=_counted(tensor, length),
         )
         states = tuple(a.update(view, s) for a, s in zip(self.accumulators, states, strict=True))
         stats = tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
@@ -156,6 +159,26 @@ class Pipeline(eqx.Module):
         for transform in self.transforms:
             update = transform(update, view)
         return update.reshape(param.shape).astype(param.dtype), states
+
+    def view(
+        self,
+        grad: Float[Array | np.ndarray, "*shape"],
+        states: tuple,
+        param: Float[Array | np.ndarray, "*shape"],
+        *,
+        step: Int[Array, ""],
+        length: Int[Array, ""] | None = None,
+    ) -> TensorView:
+        """What a controller sees of a tensor: statistics as of the steps before this one.
+
+        **Arguments:**
+
+        - `grad`, `states`, `param`, `step`, `length`: as in `update`.
+        """
+        tensor, stats = _as_tensor(param), tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
+        return TensorView(
+            tensor, _as_tensor(_bounded(grad)), stats, step, size=length, counted=_counted(tensor, length)
+        )
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
         if view.param.size < _tree.BLOCKED_FROM or not self.features.pointwise:
@@ -191,6 +214,11 @@ def _as_tensor(x) -> Float[Array, "*shape"]:
     """`x` in float32, with at least one axis."""
     x = jnp.asarray(x).astype(jnp.float32)
     return x.reshape(1) if x.ndim == 0 else x
+
+
+def _counted(tensor: Float[Array, "*shape"], length: Int[Array, ""] | None) -> Bool[Array, "*shape"] | None:
+    """Which elements of a vector are not padding."""
+    return None if length is None else jnp.arange(tensor.size) < length
 
 
 def _workers_as_tensor(x) -> Float[Array, "workers *shape"]:

@@ -1,14 +1,17 @@
 """Apply one pipeline to every tensor of a model."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
+from ..accumulators import TensorView
 from ._devices import sharded_like
-from ._groups import Context, Tensor, grouped, update_group
+from ._groups import Context, Tensor, grouped, map_group, update_group
 from ._pipeline import Pipeline
 
 
@@ -56,6 +59,7 @@ def update_tree(
     params: Params,
     *,
     deltas: PyTree[Float[Array, "workers ..."]] | None = None,
+    controls: Float[Array, "tensors k"] | None = None,
     num_steps: Int[Array, ""] | None = None,
     loss: Float[Array, ""] | None = None,
 ) -> tuple[Params, PipelineState]:
@@ -67,16 +71,16 @@ def update_tree(
     - `grads`, `params`: gradients and parameters, in one structure.
     - `state`: from `init_tree` or the previous `update_tree`.
     - `deltas`: for aggregators, each worker's deltas, in the same structure.
+    - `controls`: what a controller says about each tensor, in the order of `jax.tree.leaves(params)`.
     - `num_steps`, `loss`: the length of training and the current loss, if known.
 
     **Returns:** the updates to add to `params`, in their dtypes, and the next state.
     """
     params_flat, treedef = jax.tree.flatten(params)
     state_def = _state_def(pipeline, params_flat)
-    states_flat = _unstacked(state_def, treedef, state.accumulators)
-    deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
-    per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
-    tensors = [_with_axes(Tensor(*arrays)) for arrays in per_tensor]
+    tensors = _tensors(pipeline, grads, state, params, deltas)
+    if controls is not None:
+        tensors = [tensor._replace(controls=row) for tensor, row in zip(tensors, controls, strict=True)]
     context = Context(state.step, num_steps, loss)
     results = {}
     for group in grouped(pipeline, tensors):
@@ -84,6 +88,42 @@ def update_tree(
     updates = [results[i][0].reshape(jnp.shape(param)) for i, param in enumerate(params_flat)]
     states = [results[i][1] for i in range(len(tensors))]
     return treedef.unflatten(updates), PipelineState(state.step + 1, _stacked(state_def, treedef, states))
+
+
+def summarize_tree(
+    pipeline: Pipeline,
+    summary: Callable[[TensorView], Float[Array, " c"]],
+    grads: Params,
+    state: PipelineState,
+    params: Params,
+) -> Float[Array, "tensors c"]:
+    """A summary of each tensor, in the order of `jax.tree.leaves(params)`.
+
+    **Arguments:**
+
+    - `pipeline`: whose accumulators made the statistics.
+    - `summary`: a function of the view of a tensor, with statistics as of the steps before this one.
+    - `grads`, `state`, `params`: as in `update_tree`.
+    """
+    tensors = _tensors(pipeline, grads, state, params)
+
+    def of_tensor(tensor: Tensor, length: Int[Array, ""] | None) -> Float[Array, " c"]:
+        return summary(pipeline.view(tensor.grad, tensor.states, tensor.param, step=state.step, length=length))
+
+    groups = grouped(pipeline, tensors)
+    rows = jnp.concatenate([map_group(of_tensor, [tensors[i] for i in group]) for group in groups])
+    return rows[np.argsort(np.concatenate([np.asarray(group) for group in groups]))]
+
+
+def _tensors(
+    pipeline: Pipeline, grads: Params, state: PipelineState, params: Params, deltas: PyTree | None = None
+) -> list[Tensor]:
+    """The arrays of each tensor, a scalar as a vector of one element."""
+    params_flat, treedef = jax.tree.flatten(params)
+    states_flat = _unstacked(_state_def(pipeline, params_flat), treedef, state.accumulators)
+    deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
+    per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
+    return [_with_axes(Tensor(*arrays)) for arrays in per_tensor]
 
 
 def _with_axes(tensor: Tensor) -> Tensor:

@@ -23,12 +23,18 @@ from ..steps import Direction, DirectionMagnitude, Orthogonalized, RelativeToPar
 from ._pipelines import DECAYS
 
 
-def _accumulators(rms_decay: float) -> tuple[acc.AbstractAccumulator, ...]:
+def accumulators(rms_decay: float) -> tuple[acc.AbstractAccumulator, ...]:
+    """The state of VeLO, Celo and Celo2.
+
+    **Arguments:**
+
+    - `rms_decay`: the decay rate of the squared gradient.
+    """
     return acc.Momentum(DECAYS), acc.SquaredMomentum((rms_decay,)), acc.FactoredSquares(DECAYS)
 
 
 def velo_features(eps: float) -> tuple[ft.AbstractFeature, ft.AbstractFeature]:
-    """The 30 channels that VeLO, Celo and Celo2 have in common, in two groups: 15 for all tensors, 15 that are factored.
+    """The 30 channels of VeLO, Celo and Celo2, in two groups: 15 for all tensors, and 15 that are factored.
 
     **Arguments:**
 
@@ -58,7 +64,7 @@ def velo_features(eps: float) -> tuple[ft.AbstractFeature, ft.AbstractFeature]:
 def celo_update(
     *, hidden_size: int = 4, hidden_layers: int = 2, step_mult: float = 1e-3, exp_mult: float = 1e-3, key: PRNGKeyArray
 ) -> LearnedOptimizer:
-    """Celo without its schedule, as in the first phase of its meta-training: a small MLP, in steps of a parameter's size.
+    """Celo without its schedule, as in the first phase of its meta-training.
 
     **Arguments:**
 
@@ -72,7 +78,7 @@ def celo_update(
     features = ft.RMSNormalized(ft.Concat(*velo_features(1e-6)), eps=1e-5)
     head = MLPHead(features.size, 2, hidden_size=hidden_size, hidden_layers=hidden_layers, key=key)
     step_rule = DirectionMagnitude(step_mult, exp_mult)
-    return LearnedOptimizer(Pipeline(_accumulators(0.999), features, head, step_rule, (RelativeToParameter(),)))
+    return LearnedOptimizer(Pipeline(accumulators(0.999), features, head, step_rule, (RelativeToParameter(),)))
 
 
 def celo(
@@ -160,7 +166,7 @@ def celo2_direction(
     features = ft.RMSNormalizedMatrices(ft.Concat(pointwise, ft.MatricesOnly(factored)), eps=1e-9)
     head = MLPHead(features.size, 1, hidden_size=hidden_size, hidden_layers=hidden_layers, key=key)
     transforms = (Orthogonalized(), RMSOne()) if orthogonalize else (RMSOne(),)
-    return ClippedByValue(LearnedOptimizer(Pipeline(_accumulators(0.95), features, head, Direction(1.0), transforms)))
+    return ClippedByValue(LearnedOptimizer(Pipeline(accumulators(0.95), features, head, Direction(1.0), transforms)))
 
 
 def celo2_base(

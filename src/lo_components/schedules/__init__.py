@@ -6,7 +6,9 @@ from ._fixed import OptaxSchedule as OptaxSchedule
 from ._learned import Exponential as Exponential
 from ._learned import LearnedSchedule as LearnedSchedule
 from ._learned import Limited as Limited
+from ._linear import Linear as Linear
 from ._loss_buffer import LossBuffer as LossBuffer
 from ._loss_buffer import LossBufferState as LossBufferState
 from ._lstm import LSTM as LSTM
 from ._lstm import LSTMState as LSTMState
+from ._training_fraction import TrainingFraction as TrainingFraction

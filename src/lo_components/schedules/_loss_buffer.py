@@ -25,15 +25,20 @@ class LossBufferState(NamedTuple):
 class LossBuffer(eqx.Module):
     r"""Nine features that say whether the loss is falling, on time scales from one step to the length of training $n$.
 
-    Ten moving averages of the loss with decay rates $d_j = e^{-1/h_j}$, where $h_j$ lies between 10 and $n$ in equal
+    Ten moving averages of the loss with decay rates $d_j = e^{-1/h_j}$, where $h_j$ lies between 10 and $n$, in equal
     ratios. A loss above twice the largest average counts as that much. With bias-corrected averages $c_j$ and their
     lowest values so far $l_j$, the features are $(c_j - l_j) / \max(10^{-8}, c_{j+1} - l_j) - 1$ within $\pm 1$: -1 for a
     falling loss, and 0 in the first two steps.
+
+    **Arguments:**
+
+    - `num_steps`: $n$; `None` for the length of training.
 
     ??? cite "Source"
         VeLO (arXiv 2211.09760).
     """
 
+    num_steps: int | None = eqx.field(default=None, static=True)
     size: ClassVar[int] = _COUNT - 1
 
     def init(self) -> LossBufferState:
@@ -51,7 +56,8 @@ class LossBuffer(eqx.Module):
         Raises `ValueError` if the loss or the length of training is not known.
         """
         loss = progress.required("loss")
-        longest = jnp.log10(progress.required("num_steps").astype(jnp.float32))
+        num_steps = progress.required("num_steps") if self.num_steps is None else jnp.asarray(self.num_steps)
+        longest = jnp.log10(num_steps.astype(jnp.float32))
         decays = jnp.exp(-1.0 / 10.0 ** jnp.linspace(1.0, longest, _COUNT))
         correction = 1.0 - decays ** (progress.step.astype(jnp.float32) + 1.0)
         highest = jnp.where(progress.step == 0, jnp.abs(loss), jnp.max(state.means / correction))

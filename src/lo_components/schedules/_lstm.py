@@ -52,7 +52,8 @@ class LSTM(eqx.Module):
         - `x`: the inputs.
         - `state`: the last state, with the same batch axes.
         """
-        gates = jnp.concatenate([x, state.hidden], axis=-1) @ self.weight + self.bias
+        gates = jnp.concatenate([x, state.hidden], axis=-1) @ self.weight
+        gates = gates + self.bias.reshape((1,) * (gates.ndim - 1) + (-1,))
         i, g, f, o = jnp.split(gates, 4, axis=-1)
         cell = jax.nn.sigmoid(f + 1.0) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)

@@ -7,3 +7,4 @@ from ._transforms import AbstractTransform as AbstractTransform
 from ._transforms import Orthogonalized as Orthogonalized
 from ._transforms import RelativeToParameter as RelativeToParameter
 from ._transforms import RMSOne as RMSOne
+from ._transforms import TimesLastControl as TimesLastControl

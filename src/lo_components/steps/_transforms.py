@@ -48,6 +48,16 @@ class RelativeToParameter(AbstractTransform):
         return update * jnp.sqrt(mean_square[0] + self.eps)
 
 
+class TimesLastControl(AbstractTransform):
+    """Multiplies the update by the last of the tensor's controls: a learning rate of either sign."""
+
+    def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
+        return rule
+
+    def __call__(self, update: Float[Array, "*shape"], view: TensorView) -> Float[Array, "*shape"]:
+        return update * view.required("controls")[-1]
+
+
 class RMSOne(AbstractTransform):
     r"""Divides the update by its root mean square over the last two axes, $\Delta p\, (\mathrm{mean}(\Delta p^2) +
     \epsilon)^{-1/2}$. An update of zeros stays zero.

@@ -1,0 +1,7 @@
+"""Networks that see the tensors of a model as a whole, and control how each of them is updated."""
+
+from ._base import AbstractController as AbstractController
+from ._mixing import MixingController as MixingController
+from ._mixing import MixingState as MixingState
+from ._summaries import AbstractSummary as AbstractSummary
+from ._summaries import MomentSummary as MomentSummary

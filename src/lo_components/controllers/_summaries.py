@@ -1,0 +1,65 @@
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractVar
+from jaxtyping import Array, Float
+
+from ..accumulators import FirstMoment, SecondMoment, TensorView
+
+_RANKS = 5
+
+
+class AbstractSummary(eqx.Module):
+    """A few numbers that describe one tensor to a controller. `size` is how many."""
+
+    size: AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, view: TensorView) -> Float[Array, " size"]:
+        """The numbers for the tensor that `view` shows, with statistics as of the steps before this one.
+
+        Means must leave out padding: use `view.means`.
+        """
+
+
+class MomentSummary(AbstractSummary):
+    r"""The sizes of a tensor's momenta $m_i$ and second moment $v$, and its rank, as VeLO sees them.
+
+    With $s = (\max(10^{-9}, \mathrm{mean}\, p^2))^{-1/2}$ and $L(x) = \tfrac12 \mathrm{clip}(\ln(10^{-8} + |10 x|), \pm 5)$,
+    the numbers are $L(\mathrm{mean}(s v))$; a one-hot encoding of the number of axes of size above 1, up to 4;
+    $L(\mathrm{mean}((s m_i - \overline{s m_i})^2))$; and $L(\mathrm{mean}((s v - \overline{s m_i})^2))$.
+
+    **Arguments:**
+
+    - `num_momenta`: how many momenta there are.
+
+    ??? cite "Source"
+        VeLO (arXiv 2211.09760), with its mean of $m_i$ in place of $v$ in the last term.
+    """
+
+    num_momenta: int = eqx.field(default=3, static=True)
+
+    @property
+    def size(self) -> int:
+        return 1 + _RANKS + 2 * self.num_momenta
+
+    def __call__(self, view: TensorView) -> Float[Array, " size"]:
+        scale = jax.lax.rsqrt(jnp.maximum(1e-9, view.means(jnp.square(view.param)[None])))
+        m, v = (view.stat(kind)[0] * view.spread(scale) for kind in (FirstMoment, SecondMoment))
+        mean = view.spread(view.means(m))
+        var_m, var_v = view.means(jnp.square(m - mean)), view.means(jnp.square(v - mean))
+        rank = jax.nn.one_hot(_num_axes(view), _RANKS, dtype=jnp.float32)
+        return jnp.concatenate([_log(view.means(v)), rank, _log(var_m), _log(var_v)])
+
+
+def _num_axes(view: TensorView) -> int | Array:
+    """The number of axes of size above 1."""
+    if view.size is None:
+        return sum(n > 1 for n in view.param.shape)
+    return (jnp.asarray(view.size) > 1).astype(jnp.int32)  # a padded vector
+
+
+def _log(x: Float[Array, " c"]) -> Float[Array, " c"]:
+    return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
