@@ -5,3 +5,4 @@ from ._mixing import MixingController as MixingController
 from ._mixing import MixingState as MixingState
 from ._summaries import AbstractSummary as AbstractSummary
 from ._summaries import MomentSummary as MomentSummary
+from ._summaries import NormSummary as NormSummary

@@ -25,7 +25,7 @@ class AbstractSummary(eqx.Module):
 
 
 class MomentSummary(AbstractSummary):
-    r"""The sizes of a tensor's momenta $m_i$ and second moment $v$, and its rank, as VeLO sees them.
+    r"""How large a tensor's momenta $m_i$ and second moment $v$ are, and its rank, as VeLO sees them.
 
     With $s = (\max(10^{-9}, \mathrm{mean}\, p^2))^{-1/2}$ and $L(x) = \tfrac12 \mathrm{clip}(\ln(10^{-8} + |10 x|), \pm 5)$,
     the numbers are $L(\mathrm{mean}(s v))$; a one-hot encoding of the number of axes of size above 1, up to 4;
@@ -52,6 +52,37 @@ class MomentSummary(AbstractSummary):
         var_m, var_v = view.means(jnp.square(m - mean)), view.means(jnp.square(v - mean))
         rank = jax.nn.one_hot(_num_axes(view), _RANKS, dtype=jnp.float32)
         return jnp.concatenate([_log(view.means(v)), rank, _log(var_m), _log(var_v)])
+
+
+class NormSummary(AbstractSummary):
+    r"""The norms, means and variances of a tensor's gradient, momenta, second moments and parameter, as RNN-MLP sees them.
+
+    With $L(x) = \mathrm{clip}(\ln(10^{-8} + |x|), \pm 5)$, and means over elements and decay rates, in this order:
+    $L(\|g\|)$; $L$ and sign of mean $m$; $L$ and sign of mean $v$; $L$ and sign of mean $p$; $L(\|p\|)$; $L$ of the
+    variances of $m$, $v$ and $p$; and $\ln(\|p\| + 10^{-8})$.
+
+    ??? cite "Source"
+        Metz et al. (arXiv 2009.11243).
+    """
+
+    size: int = eqx.field(default=12, init=False, static=True)
+
+    def __call__(self, view: TensorView) -> Float[Array, " size"]:
+        number = jnp.asarray(view.param.size if view.size is None else view.size, jnp.float32)
+        g_norm, p_norm = (jnp.sqrt(number * view.means(jnp.square(x)[None])) for x in (view.grad, view.param))
+        arrays = view.stat(FirstMoment).m, view.stat(SecondMoment).v, view.param[None]
+        means = [jnp.mean(view.means(x), keepdims=True) for x in arrays]
+        variances = [
+            jnp.mean(view.means(jnp.square(x - view.spread(mean))), keepdims=True)
+            for x, mean in zip(arrays, means, strict=True)
+        ]
+        sizes_and_signs = [y for mean in means for y in (_log_size(mean), jnp.sign(mean))]
+        rest = [*map(_log_size, [p_norm, *variances]), jnp.log(p_norm + 1e-8)]
+        return jnp.concatenate([_log_size(g_norm), *sizes_and_signs, *rest])
+
+
+def _log_size(x: Float[Array, " c"]) -> Float[Array, " c"]:
+    return jnp.clip(jnp.log(1e-8 + jnp.abs(x)), -5.0, 5.0)
 
 
 def _num_axes(view: TensorView) -> int | Array:

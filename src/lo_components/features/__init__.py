@@ -16,8 +16,11 @@ from ._moments import NormalizedGradient as NormalizedGradient
 from ._moments import NormalizedMomenta as NormalizedMomenta
 from ._moments import Squares as Squares
 from ._raw import ClippedGradient as ClippedGradient
+from ._raw import Controls as Controls
 from ._raw import Gradient as Gradient
+from ._raw import LogParameter as LogParameter
 from ._raw import Parameter as Parameter
+from ._time import SineEmbedding as SineEmbedding
 from ._time import TimeEmbedding as TimeEmbedding
 from ._workers import PooledWorkerDeltas as PooledWorkerDeltas
 from ._workers import WorkerDeltas as WorkerDeltas

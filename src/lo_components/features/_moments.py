@@ -55,7 +55,7 @@ class NormalizedMomenta(AbstractFeature):
 
     Invariant to the scale of the gradient as long as $v \gg \epsilon$. Requires
     [`lo_components.accumulators.Momentum`][] with `size` decay rates and
-    [`lo_components.accumulators.SquaredMomentum`][] with one.
+    [`lo_components.accumulators.SquaredMomentum`][] with one, or with as many, each for one of the momenta.
 
     **Arguments:**
 

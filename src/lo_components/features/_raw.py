@@ -44,3 +44,34 @@ class Parameter(AbstractFeature):
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         return (Channels(view.param[None]),)
+
+
+class LogParameter(AbstractFeature):
+    r"""The logarithm $\ln(|p| + \epsilon)$ of the parameter before the step, one channel. Independent of the gradient.
+
+    **Arguments:**
+
+    - `eps`: $\epsilon$.
+    """
+
+    pointwise: ClassVar[bool] = True
+    eps: float = eqx.field(default=1e-8, static=True)
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(jnp.log(jnp.abs(view.param) + self.eps)[None]),)
+
+
+class Controls(AbstractFeature):
+    """What a controller says about the tensor, one channel for each control.
+
+    **Arguments:**
+
+    - `size`: the number of controls.
+    """
+
+    pointwise: ClassVar[bool] = True
+    size: int = eqx.field(static=True)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return (Channels(view.spread(view.required("controls"))),)

@@ -41,3 +41,30 @@ class TimeEmbedding(AbstractFeature):
         taus = jnp.asarray(self.time_scales, jnp.float32)
         values = jnp.tanh(view.step.astype(jnp.float32) / taus - 1.0)
         return (Channels(view.spread(values)),)
+
+
+class SineEmbedding(AbstractFeature):
+    r"""The embedding $\sin(t / (\pi \tau))$ of the step $t$, counted from 0, for each time scale $\tau$.
+
+    Independent of the gradient and of the length of training.
+
+    **Arguments:**
+
+    - `time_scales`: the time scales $\tau$ in steps, one channel each.
+
+    ??? cite "Source"
+        Metz et al. (arXiv 2009.11243).
+    """
+
+    pointwise: ClassVar[bool] = True
+    time_scales: tuple[float, ...] = eqx.field(
+        default=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5), static=True
+    )
+
+    @property
+    def size(self) -> int:
+        return len(self.time_scales)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        taus = jnp.asarray(self.time_scales, jnp.float32)
+        return (Channels(view.spread(jnp.sin(view.step.astype(jnp.float32) / (taus * jnp.pi)))),)

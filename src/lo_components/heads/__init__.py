@@ -3,5 +3,6 @@
 from ._base import AbstractHead as AbstractHead
 from ._hypernetwork import MixedMLPHead as MixedMLPHead
 from ._identity import IdentityHead as IdentityHead
+from ._leading import LeadingOutputs as LeadingOutputs
 from ._linear import LinearHead as LinearHead
 from ._mlp import MLPHead as MLPHead

@@ -12,7 +12,7 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
-from . import _celo
+from . import _celo, _rnn_mlp
 from ._arrays import filled, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
@@ -201,6 +201,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer |
     "celo": _celo.celo,
     "celo2": _celo.celo2,
     "celo_adam": _celo.celo_adam,
+    "rnn_mlp": _rnn_mlp.rnn_mlp,
     "sinv6": _celo.sinv6,
     "velo": _celo.velo,
     "small_fc_lopt": _small_fc_lopt,

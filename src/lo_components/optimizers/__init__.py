@@ -2,6 +2,8 @@
 
 from ._base import AbstractOptimizer as AbstractOptimizer
 from ._base import StepContext as StepContext
+from ._clipped_adaptively import ClippedAdaptively as ClippedAdaptively
+from ._clipped_adaptively import ClippedAdaptivelyState as ClippedAdaptivelyState
 from ._controlled import ControlledOptimizer as ControlledOptimizer
 from ._controlled import ControlledState as ControlledState
 from ._learned import LearnedOptimizer as LearnedOptimizer
@@ -12,6 +14,8 @@ from ._partitioned import Matrices as Matrices
 from ._partitioned import Named as Named
 from ._partitioned import Partitioned as Partitioned
 from ._partitioned import PartitionedState as PartitionedState
+from ._rnn_mlp import RNNMLP as RNNMLP
+from ._rnn_mlp import RNNMLPState as RNNMLPState
 from ._scheduled import Scheduled as Scheduled
 from ._scheduled import ScheduledState as ScheduledState
 from ._wrappers import Clipped as Clipped

@@ -167,17 +167,24 @@ class Pipeline(eqx.Module):
         param: Float[Array | np.ndarray, "*shape"],
         *,
         step: Int[Array, ""],
+        controls: Float[Array, " k"] | None = None,
         length: Int[Array, ""] | None = None,
     ) -> TensorView:
-        """What a controller sees of a tensor: statistics as of the steps before this one.
+        """What features see of a tensor if its accumulators have the given states.
 
         **Arguments:**
 
-        - `grad`, `states`, `param`, `step`, `length`: as in `update`.
+        - `grad`, `states`, `param`, `step`, `controls`, `length`: as in `update`.
         """
         tensor, stats = _as_tensor(param), tuple(a.read(s) for a, s in zip(self.accumulators, states, strict=True))
         return TensorView(
-            tensor, _as_tensor(_bounded(grad)), stats, step, size=length, counted=_counted(tensor, length)
+            param=tensor,
+            grad=_as_tensor(_bounded(grad)),
+            stats=stats,
+            step=step,
+            controls=controls,
+            size=length,
+            counted=_counted(tensor, length),
         )
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:

@@ -78,9 +78,7 @@ def update_tree(
     """
     params_flat, treedef = jax.tree.flatten(params)
     state_def = _state_def(pipeline, params_flat)
-    tensors = _tensors(pipeline, grads, state, params, deltas)
-    if controls is not None:
-        tensors = [tensor._replace(controls=row) for tensor, row in zip(tensors, controls, strict=True)]
+    tensors = _tensors(pipeline, grads, state, params, deltas, controls)
     context = Context(state.step, num_steps, loss)
     results = {}
     for group in grouped(pipeline, tensors):
@@ -96,19 +94,21 @@ def summarize_tree(
     grads: Params,
     state: PipelineState,
     params: Params,
+    controls: Float[Array, "tensors k"] | None = None,
 ) -> Float[Array, "tensors c"]:
     """A summary of each tensor, in the order of `jax.tree.leaves(params)`.
 
     **Arguments:**
 
     - `pipeline`: whose accumulators made the statistics.
-    - `summary`: a function of the view of a tensor, with statistics as of the steps before this one.
-    - `grads`, `state`, `params`: as in `update_tree`.
+    - `summary`: a function of the view of a tensor, with the statistics of `state`.
+    - `grads`, `state`, `params`, `controls`: as in `update_tree`.
     """
-    tensors = _tensors(pipeline, grads, state, params)
+    tensors = _tensors(pipeline, grads, state, params, controls=controls)
 
     def of_tensor(tensor: Tensor, length: Int[Array, ""] | None) -> Float[Array, " c"]:
-        return summary(pipeline.view(tensor.grad, tensor.states, tensor.param, step=state.step, length=length))
+        known = {"step": state.step, "controls": tensor.controls, "length": length}
+        return summary(pipeline.view(tensor.grad, tensor.states, tensor.param, **known))
 
     groups = grouped(pipeline, tensors)
     rows = jnp.concatenate([map_group(of_tensor, [tensors[i] for i in group]) for group in groups])
@@ -116,13 +116,19 @@ def summarize_tree(
 
 
 def _tensors(
-    pipeline: Pipeline, grads: Params, state: PipelineState, params: Params, deltas: PyTree | None = None
+    pipeline: Pipeline,
+    grads: Params,
+    state: PipelineState,
+    params: Params,
+    deltas: PyTree | None = None,
+    controls: Float[Array, "tensors k"] | None = None,
 ) -> list[Tensor]:
     """The arrays of each tensor, a scalar as a vector of one element."""
     params_flat, treedef = jax.tree.flatten(params)
     states_flat = _unstacked(_state_def(pipeline, params_flat), treedef, state.accumulators)
     deltas_flat = [None] * len(params_flat) if deltas is None else treedef.flatten_up_to(deltas)
-    per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, strict=True)
+    controls_flat = [None] * len(params_flat) if controls is None else list(controls)
+    per_tensor = zip(treedef.flatten_up_to(grads), states_flat, params_flat, deltas_flat, controls_flat, strict=True)
     return [_with_axes(Tensor(*arrays)) for arrays in per_tensor]
 
 
@@ -132,7 +138,7 @@ def _with_axes(tensor: Tensor) -> Tensor:
     if tensor.param.ndim:
         return tensor
     deltas = None if tensor.deltas is None else tensor.deltas[:, None]
-    return Tensor(tensor.grad.reshape(1), tensor.states, tensor.param.reshape(1), deltas)
+    return Tensor(tensor.grad.reshape(1), tensor.states, tensor.param.reshape(1), deltas, tensor.controls)
 
 
 def _state_def(pipeline: Pipeline, params: list) -> Any:
