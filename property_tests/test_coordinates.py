@@ -34,11 +34,12 @@ from hypothesis import strategies as st
 from networks import KEY, Orthogonalized, ScaledFor, adam, coordinate_check, images, learned, sgd, task
 from strategies import log_floats, seeds
 
-from lo_components import tasks
+from lo_components import recipes, tasks
 from lo_components.meta import CoordinateCheck
 from lo_components.meta import coordinate_check as check_coordinates
-from lo_components.optimizers import OptaxOptimizer
+from lo_components.optimizers import OptaxOptimizer, Scheduled
 from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
+from lo_components.schedules import OptaxSchedule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -348,3 +349,28 @@ def test_attention_outputs_need_all_their_inputs_as_fan_in_if_heads_grow(scales)
     assert len(found) == 2
     for value in found.values():
         assert abs(value) < 0.2 if scales == "ours" else value > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["orthogonalized", "RMS of one", "relative to the parameter"])
+def test_under_mup_no_layer_depends_on_the_width_with_the_rules_of_published_optimizers(name):
+    """Celo2, Celo2-base and Celo, with random weights. Their updates hardly depend on the width under muP only."""
+    key, rate = jax.random.key(3), OptaxSchedule(optax.constant_schedule, 0.03)
+    optimizer = {
+        "orthogonalized": Scheduled(recipes.celo2_direction(key=key), rate),
+        "RMS of one": Scheduled(recipes.celo2_direction(orthogonalize=False, key=key), rate),
+        "relative to the parameter": recipes.celo_update(step_mult=0.1, key=key),
+    }[name]
+    found = {
+        scheme: check_coordinates(
+            optimizer,
+            lambda width, scheme=scheme: task("mlp", width, scheme, 16, depth=2),
+            widths=(16, 64, 256),
+            num_steps=2,
+            num_seeds=8,
+            key=jax.random.key(1),
+        ).exponents(1)
+        for scheme in (MuP(), SP())
+    }
+    assert all(abs(e.value) < 0.1 for e in found[MuP()].values())
+    assert found[SP()]["layers/1"].value > 0.3

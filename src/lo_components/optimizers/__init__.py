@@ -6,6 +6,8 @@ from ._clipped_adaptively import ClippedAdaptively as ClippedAdaptively
 from ._clipped_adaptively import ClippedAdaptivelyState as ClippedAdaptivelyState
 from ._controlled import ControlledOptimizer as ControlledOptimizer
 from ._controlled import ControlledState as ControlledState
+from ._guarded import Guarded as Guarded
+from ._guarded import GuardedState as GuardedState
 from ._learned import LearnedOptimizer as LearnedOptimizer
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax

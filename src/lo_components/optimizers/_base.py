@@ -1,5 +1,6 @@
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -22,12 +23,14 @@ class StepContext(eqx.Module):
 
     - `loss`: the loss at this step.
     - `num_steps`: the length of training, in steps (or rounds).
+    - `loss_fn`: a function from parameters to a loss, for optimizers that compare several updates.
 
-    Both may be Python, NumPy or JAX scalars.
+    The first two may be Python, NumPy or JAX scalars.
     """
 
     loss: float | Float[Array | np.ndarray, ""] | np.floating | None = None
     num_steps: int | Int[Array | np.ndarray, ""] | np.integer | None = None
+    loss_fn: Callable[[Any], Float[Array, ""]] | None = eqx.field(default=None, static=True)
 
     def loss_array(self) -> Float[Array, ""] | None:
         """The `loss` as a float32 array, if given. Raises `ValueError` unless it is a scalar."""

@@ -153,8 +153,9 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
 
     - `optimizer`: any optimizer of this library.
 
-    **Returns:** a transformation with the method `update(grads, state, params, *, value=None, num_steps=None)`, where
-    `value` is optax's name for the loss. It ignores extra arguments meant for other transformations, as optax requires.
+    **Returns:** a transformation with the method `update(grads, state, params, *, value=None, num_steps=None,
+    value_fn=None)`, where `value` is optax's name for the loss, and `value_fn` for a function from parameters to a
+    loss. It ignores extra arguments meant for other transformations, as optax requires.
 
     To differentiate with respect to the meta-parameters, build the transformation inside the differentiated function.
 
@@ -165,12 +166,13 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
     def init(params):
         return optimizer.init(params)
 
-    def update(updates, state, params=None, *, value=None, num_steps=None, **extra_args):
+    def update(updates, state, params=None, *, value=None, num_steps=None, value_fn=None, **extra_args):
         del extra_args
         if params is None:
             raise ValueError(
                 "A learned optimizer needs the parameters: call `update(grads, state, params)` with `params`."
             )
-        return optimizer.update(updates, state, params, context=StepContext(loss=value, num_steps=num_steps))
+        context = StepContext(loss=value, num_steps=num_steps, loss_fn=value_fn)
+        return optimizer.update(updates, state, params, context=context)
 
     return optax.GradientTransformationExtraArgs(init, update)
