@@ -80,16 +80,16 @@ class TensorView(eqx.Module):
         return value
 
     def means(self, values: Float[Array, "c *shape"]) -> Float[Array, " c"]:
-        """The mean over the tensor of each channel, without padding. The view must show the whole tensor.
+        """The mean over the tensor of each channel, without padding; 0 for an empty tensor.
+
+        The view must show the whole tensor.
 
         **Arguments:**
 
         - `values`: the channels.
         """
-        axes = tuple(range(1, values.ndim))
-        if self.counted is None:
-            return jnp.mean(values, axis=axes)
-        return jnp.sum(jnp.where(self.counted[None], values, 0.0), axis=axes) / self._num_elements()
+        values = values if self.counted is None else jnp.where(self.counted[None], values, 0.0)
+        return jnp.sum(values, axis=tuple(range(1, values.ndim))) / self._num_elements()
 
     def _num_elements(self) -> Float[Array, ""]:
         return jnp.maximum(1.0, jnp.asarray(self.param.size if self.size is None else self.size, jnp.float32))

@@ -1,7 +1,9 @@
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Int, PyTree
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._tree import check_state
 from .._types import Params, typechecked
@@ -56,20 +58,37 @@ class ControlledOptimizer(AbstractOptimizer[ControlledState]):
     @typechecked
     def init(self, params: Params) -> ControlledState:
         step, accumulators = init_tree(self.pipeline, params)
-        return ControlledState(step, accumulators, self.controller.init(len(jax.tree.leaves(params))))
+        return ControlledState(step, accumulators, self.controller.init(len(nonempty(params))))
 
     @checked_update
     def update(
         self, grads: Params, state: ControlledState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, ControlledState]:
         check_state(state, self.init, params)
-        if not jax.tree.leaves(params):
+        rows = nonempty(params)
+        if not rows.size:
             return params, state._replace(step=state.step + 1)
         loss, num_steps = context.loss_array(), context.num_steps_array()
         before = PipelineState(state.step, state.accumulators)
-        summaries = summarize_tree(self.pipeline, self.summary, grads, before, params)
+        summaries = summarize_tree(self.pipeline, self.summary, grads, before, params)[rows]
         controls, controller = self.controller(summaries, state.controller, Progress(state.step, loss, num_steps))
+        controls = for_all_tensors(controls, rows, params)
         updates, after = update_tree(
             self.pipeline, grads, before, params, controls=controls, num_steps=num_steps, loss=loss
         )
         return updates, ControlledState(*after, controller)
+
+
+def nonempty(params: Params) -> Int[np.ndarray, " rows"]:
+    """The positions, among the leaves, of tensors that have elements. Controllers see only these."""
+    return np.flatnonzero([np.size(p) > 0 for p in jax.tree.leaves(params)])
+
+
+def for_all_tensors(
+    controls: Float[Array, "rows k"], rows: Int[np.ndarray, " rows"], params: Params
+) -> Float[Array, "tensors k"]:
+    """Controls with a row for every tensor, zeros for empty ones."""
+    count = len(jax.tree.leaves(params))
+    if len(rows) == count:
+        return controls
+    return jnp.zeros((count, controls.shape[1]), controls.dtype).at[rows].set(controls)

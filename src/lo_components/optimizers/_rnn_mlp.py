@@ -16,6 +16,7 @@ from ..pipeline import Pipeline, PipelineState, init_tree, summarize_tree, updat
 from ..schedules import LSTM, Linear, LSTMState, Progress
 from ..steps import Direction
 from ._base import AbstractOptimizer, StepContext, checked_update
+from ._controlled import for_all_tensors, nonempty
 
 _AXES = 4
 
@@ -78,7 +79,7 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
     @typechecked
     def init(self, params: Params) -> RNNMLPState:
         step, accumulators = init_tree(self.pipeline, params)
-        count, zero = len(jax.tree.leaves(params)), jnp.zeros((), jnp.float32)
+        count, zero = len(nonempty(params)), jnp.zeros((), jnp.float32)
         rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), (self.lstm.start, self.from_mlp))
         return RNNMLPState(step, accumulators, *rows, self.from_lstm, zero, zero)
 
@@ -87,7 +88,8 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
         self, grads: Params, state: RNNMLPState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, RNNMLPState]:
         check_state(state, self.init, params)
-        if not jax.tree.leaves(params):
+        rows = nonempty(params)
+        if not rows.size:
             return params, state._replace(step=state.step + 1)
         loss = Progress(state.step, context.loss_array()).required("loss")
         mean = 0.9 * state.loss_mean + 0.1 * loss
@@ -102,15 +104,16 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
         # The networks see statistics that include this step's gradient.
         accumulate = Pipeline(self.pipeline.accumulators, Gradient(), IdentityHead(1), Direction(0.0))
         after = update_tree(accumulate, grads, before, params)[1]._replace(step=state.step)
-        summaries = summarize_tree(self.pipeline, NormSummary(), grads, after, params)
-        shapes = _shapes(params)
+        summaries = summarize_tree(self.pipeline, NormSummary(), grads, after, params)[rows]
+        shapes = _shapes(params)[rows]
         # No validation loss is known, so its mean counts as 0.
         losses = jnp.stack([normalized(loss), normalized(jnp.zeros_like(loss))])
         x = self._inputs(state, summaries, shapes, losses)
         lstm = self.lstm(x, state.lstm)
         common = jnp.full((x.shape[0], 1), np.log(x.shape[0]) - 1.0, jnp.float32)
         controls = jnp.concatenate([common, summaries[:, -1:], shapes[:, -1:], self.to_mlp(lstm.hidden)], axis=1)
-        messages = summarize_tree(self.pipeline, self._message, grads, after, params, controls)
+        controls = for_all_tensors(controls, rows, params)
+        messages = summarize_tree(self.pipeline, self._message, grads, after, params, controls)[rows]
         updates, end = update_tree(self.pipeline, grads, before, params, controls=controls)
         to_lstm = jnp.mean(self.to_lstm(lstm.hidden), axis=0)
         return updates, RNNMLPState(*end, lstm, messages, to_lstm, mean, variance)
@@ -151,5 +154,6 @@ def _shapes(params: Params) -> Float[Array, "tensors 6"]:
     rows = []
     for shape in map(jnp.shape, jax.tree.leaves(params)):
         sizes = [*shape, *[1] * _AXES][:_AXES]
-        rows.append([-1.0 if shape else 1.0, *(np.log(sizes) - 1.0), np.log(np.prod(shape))])
+        sizes = np.log(np.maximum([*sizes, np.prod(shape)], 1))
+        rows.append([-1.0 if shape else 1.0, *(sizes[:-1] - 1.0), sizes[-1]])
     return jnp.asarray(rows, jnp.float32)

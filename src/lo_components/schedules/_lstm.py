@@ -30,7 +30,8 @@ class LSTM(eqx.Module):
 
     weight: Float[Array, "inputs gates"]
     bias: Float[Array, " gates"]
-    start: LSTMState
+    start_hidden: Float[Array, " size"]
+    start_cell: Float[Array, " size"]
 
     def __init__(self, in_size: int, size: int, *, key: PRNGKeyArray):
         """**Arguments:**
@@ -42,7 +43,13 @@ class LSTM(eqx.Module):
         rows = in_size + size
         self.weight = jax.random.truncated_normal(key, -2.0, 2.0, (rows, 4 * size), jnp.float32) * rows**-0.5
         self.bias = jnp.zeros(4 * size, jnp.float32)
-        self.start = LSTMState(jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32))
+        self.start_hidden = jnp.zeros(size, jnp.float32)
+        self.start_cell = jnp.zeros(size, jnp.float32)
+
+    @property
+    def start(self) -> LSTMState:
+        """The initial state."""
+        return LSTMState(self.start_hidden, self.start_cell)
 
     def __call__(self, x: Float[Array, "*batch in_size"], state: LSTMState) -> LSTMState:
         """The next state, whose `hidden` is the output.
