@@ -1,0 +1,57 @@
+"""Three steps of every published optimizer, on one and on eight virtual devices; prints the differences as JSON."""
+
+import json
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import lo_components as loc
+from lo_components.optimizers import StepContext
+
+KEY = jax.random.key(0)
+RECIPES = {
+    "velo": loc.recipes.velo(lstm_size=8, num_networks=4, key=KEY),
+    "celo": loc.recipes.celo(key=KEY),
+    "celo_adam": loc.recipes.celo_adam(key=KEY),
+    "sinv6": loc.recipes.sinv6(key=KEY),
+    "celo2": loc.recipes.celo2(1e-2, key=KEY),
+    "celo2_base": loc.recipes.celo2_base(1e-2, key=KEY),
+    "rnn_mlp": loc.recipes.rnn_mlp(lstm_size=8, key=KEY),
+}
+SHAPES = {"w": (64, 32), "v": (64, 32), "b": (32,), "s": ()}
+SPECS = {"w": P("x", None), "v": P(None, "x"), "b": P("x"), "s": P()}
+
+
+def main():
+    params = {name: jax.random.normal(jax.random.key(i), shape) for i, (name, shape) in enumerate(SHAPES.items())}
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(params, {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()})
+
+    @eqx.filter_jit
+    def train(optimizer, params, state):
+        context = StepContext(loss=jnp.float32(1.0), num_steps=jnp.int32(100))
+        for _ in range(3):
+            grads = jax.tree.map(lambda p: jnp.sin(3.0 * p), params)
+            updates, state = optimizer.update(grads, state, params, context=context)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    for name, optimizer in RECIPES.items():
+        expected, found = (train(optimizer, p, optimizer.init(p)) for p in (params, sharded))
+        errors = jax.tree.map(
+            lambda a, b, p: float(np.max(np.abs(a - b)) / np.max(np.abs(a - p))),
+            *(jax.tree.map(np.asarray, tree) for tree in (expected, found, params)),
+        )
+        print(json.dumps({"name": name, "largest": max(errors.values())}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
