@@ -43,10 +43,11 @@ def compiled():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def images(seed: int, size: int = 4, channels: tuple[int, ...] = ()):
+def images(seed: int, size: int = 4, channels: tuple[int, ...] = (), splits: tuple[str, ...] = ("train",)):
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (20, size, size, *channels), dtype=np.uint8)
-    return image_dataset({"train": (pixels, rng.integers(0, 3, 20))}, num_classes=3, name="random")
+    shape = 20, size, size, *channels
+    data = {split: (rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, 3, 20)) for split in splits}
+    return image_dataset(data, num_classes=3, name="random")
 
 
 def tokens(seed: int):
@@ -102,6 +103,22 @@ def test_a_sweep_of_another_program_is_another_program():
     half = swept(lambda rate: loc.OptaxOptimizer(optax.sgd, 0.05 * rate)).evaluations.losses
     np.testing.assert_allclose(sgd[0], half[1], rtol=1e-6)
     assert np.all(half[..., 1:] > sgd[..., 1:])
+
+
+def test_a_sweep_reads_the_arrays_that_it_was_given():
+    """Programs that differ only in which of several arrays of one shape they read are not one program."""
+    task = tasks.mlp_classification(images(0, splits=("train", "inner_valid", "test")), width=4, depth=1, batch_size=4)
+
+    def run(split):
+        return lambda rate: evaluate(
+            loc.OptaxOptimizer(optax.adam, rate), task, num_steps=2, num_seeds=2, splits=(split,), key=KEY
+        )
+
+    rate = jnp.asarray(0.1)
+    found = {split: sweep(run(split), rate[None]) for split in ("inner_valid", "test")}
+    for split, swept in found.items():
+        alone = run(split)(rate).metrics[split]["loss"]
+        np.testing.assert_allclose(swept.evaluations.metrics[split]["loss"][0], alone, rtol=1e-5)
 
 
 def test_evaluations_of_equal_structure_compile_once():

@@ -110,20 +110,27 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
         raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
     # Arrays that `run` closes over, such as a data set, become arguments of the compiled program instead of constants.
     traced, arrays, rest = eqx.filter_make_jaxpr(run)(jax.tree.map(lambda x: x[0], grid))
-    arguments = traced.consts, grid, size if at_once is None else at_once
-    # `run` is usually a new function in each call. What decides whether it was compiled before is the program.
-    lowered = _sweep.lower(traced.jaxpr, *arguments)  # pyright: ignore[reportFunctionMemberAccess]
-    program = hashlib.sha256(lowered.as_text().encode()).digest()
-    found = _sweep(_traced.setdefault(program, traced.jaxpr), *arguments)
+    arguments = traced.consts, jax.tree.leaves(grid)
+    found = _program(traced.jaxpr, size if at_once is None else at_once, arguments)(*arguments)
     return Sweep(grid, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), found), rest))
 
 
-_traced: dict[bytes, Jaxpr] = {}
+_programs: dict[bytes, Callable] = {}
 
 
-@eqx.filter_jit
-def _sweep(jaxpr, consts, grid, at_once):
-    def run(configuration):
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(configuration))
+def _program(jaxpr: Jaxpr, at_once: int, arguments: tuple) -> Callable:
+    """The function that runs every configuration: the one that an earlier sweep compiled, if it computes the same.
 
-    return jax.lax.map(run, grid, batch_size=at_once)
+    `run` is usually a new function in each call, so programs are compared by their text.
+    """
+
+    def _sweep(consts, grid):
+        def run(configuration):
+            return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*configuration)
+
+        return jax.lax.map(run, grid, batch_size=at_once)
+
+    # Without unused arguments, programs that read different arrays could have the same text.
+    new = jax.jit(_sweep, keep_unused=True)
+    text = new.lower(*arguments).as_text()
+    return _programs.setdefault(hashlib.sha256(text.encode()).digest(), new)
