@@ -14,8 +14,9 @@ import lo_components as loc
 from lo_components.accumulators import AbstractAccumulator, FactoredSquares, Momentum
 from lo_components.features import AbstractFeature, Channels, Concat, Gradient, Momenta, RMSNormalized, WorkerDeltas
 from lo_components.heads import LinearHead
+from lo_components.parametrization import SCALE_FREE, UpdateRule
 from lo_components.pipeline import Pipeline, init_tree, update_tree
-from lo_components.steps import Direction
+from lo_components.steps import AbstractStepRule, Direction
 
 SHAPES = {
     "a": (4, 3), "b": (4, 3), "c": (3, 4), "stacked": (2, 4, 3),
@@ -60,9 +61,18 @@ class _RelativeToMean(AbstractFeature):
         return (Channels(view.grad[None] / jnp.mean(jnp.abs(view.grad))),)
 
 
-def _pipeline(accumulators, features):
-    head = LinearHead(features.size, 1, key=jax.random.key(0))
-    return Pipeline(accumulators, features, head, Direction(1.0))
+class _UnitDirection(AbstractStepRule):
+    in_size: int = eqx.field(default=1, init=False, static=True)
+    pointwise: ClassVar[bool] = False
+    update_rule: ClassVar[UpdateRule] = SCALE_FREE
+
+    def __call__(self, out, view):
+        return -out[0] / jnp.sqrt(1e-6 + jnp.mean(jnp.square(out[0])))
+
+
+def _pipeline(accumulators, features, step_rule=Direction(1.0)):
+    head = eqx.tree_at(lambda h: h.bias, LinearHead(features.size, 1, key=jax.random.key(0)), jnp.ones(1))
+    return Pipeline(accumulators, features, head, step_rule)
 
 
 PIPELINES = {
@@ -73,6 +83,7 @@ PIPELINES = {
     ),
     "accumulator that reduces": _pipeline((_GradientNorm(),), RMSNormalized(_RelativeGradient())),
     "feature that reduces": _pipeline((), _RelativeToMean()),
+    "step rule that reduces": _pipeline((Momentum((0.5,)),), Concat(Gradient(), Momenta(1)), _UnitDirection()),
 }
 
 

@@ -35,7 +35,8 @@ class Context(NamedTuple):
 
 def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
     """The indices of tensors to compute together: small ones of one shape, and short vectors."""
-    padded = pipeline.features.pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
+    pointwise = pipeline.features.pointwise and pipeline.step_rule.pointwise
+    padded = pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
     groups: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         shape, size = tensor.param.shape, tensor.param.size
