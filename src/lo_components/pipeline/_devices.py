@@ -17,9 +17,11 @@ def sharded_like(state: PyTree[Array], param: Any) -> PyTree[Array]:
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return state
     if AxisType.Manual in sharding.mesh.axis_types:
-        # The sum of no elements, which varies over the devices if the parameter does.
-        zero = jnp.sum(jnp.ravel(param)[:0], dtype=jnp.float32)
-        return jax.tree.map(lambda x: x + zero.astype(x.dtype), state)
+        # A zero that varies over the devices if the parameter does, whatever its values are.
+        zero = jnp.sum(jnp.where(False, param, jnp.zeros((), param.dtype)), dtype=jnp.float32)
+        state = jax.tree.map(lambda x: x + zero.astype(x.dtype), state)
+    if traced and not any(sharding.spec):
+        return state
     axes = [*sharding.spec, *[None] * (param.ndim - len(sharding.spec))]
 
     def placed(x: Array) -> Array:
