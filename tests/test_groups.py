@@ -61,6 +61,17 @@ class _RelativeToMean(AbstractFeature):
         return (Channels(view.grad[None] / jnp.mean(jnp.abs(view.grad))),)
 
 
+class _NormalizedByItself(AbstractFeature):
+    """Its mean squares count all that the view shows."""
+
+    pointwise: ClassVar[bool] = True
+    size: int = eqx.field(default=2, init=False, static=True)
+
+    def __call__(self, view):
+        x = jnp.stack([view.grad, view.grad * view.param])
+        return (Channels(x, jnp.mean(x * x, axis=tuple(range(1, x.ndim))), 1e-5),)
+
+
 class _UnitDirection(AbstractStepRule):
     in_size: int = eqx.field(default=1, init=False, static=True)
     pointwise: ClassVar[bool] = False
@@ -83,6 +94,7 @@ PIPELINES = {
     ),
     "accumulator that reduces": _pipeline((_GradientNorm(),), RMSNormalized(_RelativeGradient())),
     "feature that reduces": _pipeline((), _RelativeToMean()),
+    "feature with its own mean squares": _pipeline((), Concat(Gradient(), _NormalizedByItself())),
     "step rule that reduces": _pipeline((Momentum((0.5,)),), Concat(Gradient(), Momenta(1)), _UnitDirection()),
 }
 
