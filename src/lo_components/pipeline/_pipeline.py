@@ -143,8 +143,8 @@ class Pipeline(eqx.Module):
         # Chosen when the program is lowered.
         return jax.lax.platform_dependent(
             view,
-            cpu=lambda view: self._in_blocks(view, _blocks.SIZE_ON_CPUS),
-            default=lambda view: self._in_blocks(view, _blocks.SIZE_ELSEWHERE),
+            cpu=lambda view: self._in_blocks(view, _blocks.SIZE_ON_CPUS, _blocks.PARTS_ON_CPUS),
+            default=lambda view: self._in_blocks(view, _blocks.SIZE_ELSEWHERE, _blocks.PARTS_ELSEWHERE),
         )
 
     def _channels(self, view: TensorView) -> tuple[Channels, ...]:
@@ -156,9 +156,9 @@ class Pipeline(eqx.Module):
         means = iter(view.mean_squares(normalized) if normalized else [])
         return _blocks.with_mean_squares(channels, [None if c.mean_square is None else next(means) for c in channels])
 
-    def _in_blocks(self, view: TensorView, block_size: int) -> Float[Array, "*shape"]:
+    def _in_blocks(self, view: TensorView, block_size: int, most_parts: int) -> Float[Array, "*shape"]:
         """Two passes over blocks: first the mean squares, then everything else."""
-        blocks = _blocks.Blocks(view.param.shape, block_size)
+        blocks = _blocks.Blocks(view.param.shape, block_size, most_parts)
         if len(blocks) == 1:
             return self._pointwise(self.features(view), view)
         means = _blocks.mean_squares(self.features, view, blocks)
