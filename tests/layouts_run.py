@@ -88,5 +88,32 @@ def mixed_layouts():
     }
 
 
+def initial_states():
+    """The programs that create the states of sharded parameters."""
+    names = []
+
+    def listen(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(about["fun_name"])
+
+    layouts = [{"a": P("x", None), "b": P("x", None)}, {"a": P("x", None), "b": P(None, "x")}]
+    params = [placed(arrays({"a": (512, 32), "b": (512, 32)}), specs) for specs in layouts]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    counts = []
+    for tree in params:
+        init_tree(new_pipeline(), tree)
+        counts.append(len([name for name in names if "init" in name]))
+    put, jax.device_put = jax.device_put, None  # states are created in their places, not moved there
+    state = init_tree(new_pipeline(), params[1])
+    jax.device_put = put
+    moments = state.accumulators[0].m
+    return {
+        "programs": counts,
+        "places": {name: str(x.sharding.spec) for name, x in moments.items()},
+    }
+
+
 if __name__ == "__main__":
-    print(json.dumps({f.__name__: f() for f in (manual_and_explicit_axes, sharded_deltas, mixed_layouts)}))
+    print(
+        json.dumps({f.__name__: f() for f in (manual_and_explicit_axes, sharded_deltas, mixed_layouts, initial_states)})
+    )

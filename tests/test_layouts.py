@@ -30,3 +30,10 @@ def test_tensors_of_one_shape_and_different_layouts_stay_where_they_lie(results)
     found = results["mixed_layouts"]
     assert found["difference"] < 1e-6
     assert found["stay"] and not found["communicated"]
+
+
+def test_states_are_created_in_their_places_by_one_program_for_each_shape_and_layout(results):
+    assert results["initial_states"] == {
+        "programs": [1, 2],
+        "places": {"a": "P(None, 'x', None)", "b": "P(None, None, 'x')"},
+    }
