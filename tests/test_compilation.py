@@ -1,10 +1,13 @@
 """What is compiled, and how often: programs are keyed by structure and sizes, not by the objects that hold them."""
 
+import collections
 import contextlib
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import equinox as eqx
@@ -17,7 +20,7 @@ import pytest
 import lo_components as loc
 from lo_components import estimators, recipes, tasks
 from lo_components.data import TokenDataset, image_dataset
-from lo_components.meta import coordinate_check, evaluate, meta_optimizer, meta_train, sweep
+from lo_components.meta import _sweep, coordinate_check, evaluate, meta_optimizer, meta_train, sweep
 from lo_components.parametrization import SP, MuP
 from lo_components.unroll import ConstantHorizon, LocalRound, LogUniformHorizon, TruncatedUnroll
 
@@ -43,10 +46,11 @@ def compiled():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def images(seed: int, size: int = 4, channels: tuple[int, ...] = ()):
+def images(seed: int, size: int = 4, channels: tuple[int, ...] = (), splits: tuple[str, ...] = ("train",)):
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (20, size, size, *channels), dtype=np.uint8)
-    return image_dataset({"train": (pixels, rng.integers(0, 3, 20))}, num_classes=3, name="random")
+    shape = 20, size, size, *channels
+    data = {split: (rng.integers(0, 256, shape, dtype=np.uint8), rng.integers(0, 3, 20)) for split in splits}
+    return image_dataset(data, num_classes=3, name="random")
 
 
 def tokens(seed: int):
@@ -102,6 +106,62 @@ def test_a_sweep_of_another_program_is_another_program():
     half = swept(lambda rate: loc.OptaxOptimizer(optax.sgd, 0.05 * rate)).evaluations.losses
     np.testing.assert_allclose(sgd[0], half[1], rtol=1e-6)
     assert np.all(half[..., 1:] > sgd[..., 1:])
+
+
+def test_a_sweep_reads_the_arrays_that_it_was_given():
+    """Programs that differ only in which of several arrays of one shape they read are not one program."""
+    task = tasks.mlp_classification(images(0, splits=("train", "inner_valid", "test")), width=4, depth=1, batch_size=4)
+
+    def run(split):
+        return lambda rate: evaluate(
+            loc.OptaxOptimizer(optax.adam, rate), task, num_steps=2, num_seeds=2, splits=(split,), key=KEY
+        )
+
+    rate = jnp.asarray(0.1)
+    found = {split: sweep(run(split), rate[None]) for split in ("inner_valid", "test")}
+    for split, swept in found.items():
+        alone = run(split)(rate).metrics[split]["loss"]
+        np.testing.assert_allclose(swept.evaluations.metrics[split]["loss"][0], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_sweeps_that_call_python_call_their_own_function(inside):
+    def swept(factor):
+        def called(losses):
+            return jax.pure_callback(lambda x: factor * np.asarray(x), losses, losses, vmap_method="sequential")
+
+        def run(rate):
+            found = evaluate(loc.OptaxOptimizer(optax.sgd, rate), tasks.Quadratic(jnp.ones(3)), num_steps=2, key=KEY)
+            if inside:
+                losses = jax.lax.cond(rate > 0, jax.jit(called), jnp.zeros_like, found.losses)
+            else:
+                losses = called(found.losses)
+            return eqx.tree_at(lambda found: found.losses, found, losses)
+
+        return np.asarray(sweep(run, jnp.asarray([0.1, 0.2])).evaluations.losses)
+
+    one, hundred = swept(np.float32(1)), swept(np.float32(100))
+    np.testing.assert_allclose(hundred, 100 * one, rtol=1e-6)
+
+
+def test_sweeps_do_not_fill_the_memory_with_programs(monkeypatch):
+    task, traced, find = tasks.Quadratic(jnp.ones(3)), [], _sweep._program
+
+    def found(jaxpr, *rest):
+        traced.append(weakref.ref(jaxpr))
+        return find(jaxpr, *rest)
+
+    def swept(factor):
+        optimizer = lambda rate: loc.OptaxOptimizer(optax.sgd, factor * rate)  # noqa: E731
+        sweep(lambda rate: evaluate(optimizer(rate), task, num_steps=1, num_seeds=1, key=KEY), jnp.asarray([0.1]))
+
+    monkeypatch.setattr(_sweep, "_program", found)
+    monkeypatch.setattr(_sweep, "_programs", collections.OrderedDict())
+    monkeypatch.setattr(_sweep, "_MOST_PROGRAMS", 2)
+    for factor in (1.0, 1.0, 2.0, 1.0, 3.0, 1.0, 4.0):  # the program of 1 is always among the last two
+        swept(factor)
+    gc.collect()
+    assert [x() is not None for x in traced] == [True, False, False, False, False, False, True]
 
 
 def test_evaluations_of_equal_structure_compile_once():

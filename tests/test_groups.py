@@ -14,8 +14,9 @@ import lo_components as loc
 from lo_components.accumulators import AbstractAccumulator, FactoredSquares, Momentum
 from lo_components.features import AbstractFeature, Channels, Concat, Gradient, Momenta, RMSNormalized, WorkerDeltas
 from lo_components.heads import LinearHead
+from lo_components.parametrization import SCALE_FREE, UpdateRule
 from lo_components.pipeline import Pipeline, init_tree, update_tree
-from lo_components.steps import Direction
+from lo_components.steps import AbstractStepRule, Direction
 
 SHAPES = {
     "a": (4, 3), "b": (4, 3), "c": (3, 4), "stacked": (2, 4, 3),
@@ -60,9 +61,29 @@ class _RelativeToMean(AbstractFeature):
         return (Channels(view.grad[None] / jnp.mean(jnp.abs(view.grad))),)
 
 
-def _pipeline(accumulators, features):
-    head = LinearHead(features.size, 1, key=jax.random.key(0))
-    return Pipeline(accumulators, features, head, Direction(1.0))
+class _NormalizedByItself(AbstractFeature):
+    """Its mean squares count all that the view shows."""
+
+    pointwise: ClassVar[bool] = True
+    size: int = eqx.field(default=2, init=False, static=True)
+
+    def __call__(self, view):
+        x = jnp.stack([view.grad, view.grad * view.param])
+        return (Channels(x, jnp.mean(x * x, axis=tuple(range(1, x.ndim))), 1e-5),)
+
+
+class _UnitDirection(AbstractStepRule):
+    in_size: int = eqx.field(default=1, init=False, static=True)
+    pointwise: ClassVar[bool] = False
+    update_rule: ClassVar[UpdateRule] = SCALE_FREE
+
+    def __call__(self, out, view):
+        return -out[0] / jnp.sqrt(1e-6 + jnp.mean(jnp.square(out[0])))
+
+
+def _pipeline(accumulators, features, step_rule=Direction(1.0)):
+    head = eqx.tree_at(lambda h: h.bias, LinearHead(features.size, 1, key=jax.random.key(0)), jnp.ones(1))
+    return Pipeline(accumulators, features, head, step_rule)
 
 
 PIPELINES = {
@@ -73,6 +94,8 @@ PIPELINES = {
     ),
     "accumulator that reduces": _pipeline((_GradientNorm(),), RMSNormalized(_RelativeGradient())),
     "feature that reduces": _pipeline((), _RelativeToMean()),
+    "feature with its own mean squares": _pipeline((), Concat(Gradient(), _NormalizedByItself())),
+    "step rule that reduces": _pipeline((Momentum((0.5,)),), Concat(Gradient(), Momenta(1)), _UnitDirection()),
 }
 
 
@@ -86,25 +109,30 @@ def _arrays(key):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.usefixtures("quick_compilation")
 def test_each_result_is_that_of_the_tensor_alone(name, getkey):
     pipeline, params = PIPELINES[name], _arrays(getkey())
-    grads = [_arrays(getkey()) for _ in range(2)]
-    deltas = jax.tree.map(lambda *g: jnp.stack(g).astype(jnp.float32), *grads) if name == "workers" else None
+    grads = jax.tree.map(lambda *g: jnp.stack(g), *[_arrays(getkey()) for _ in range(2)])
+    deltas = jax.tree.map(lambda g: g.astype(jnp.float32), grads) if name == "workers" else None
 
     @jax.jit
     def train(grads, params, deltas):
-        state = init_tree(pipeline, params)
-        for g in grads:
+        def step(carry, grads):
+            _, state = carry
             updates, state = update_tree(
-                pipeline, g, state, params, deltas=deltas, num_steps=jnp.asarray(9), loss=jnp.asarray(1.5)
+                pipeline, grads, state, params, deltas=deltas, num_steps=jnp.asarray(9), loss=jnp.asarray(1.5)
             )
+            return (updates, state), None
+
+        (updates, state), _ = jax.lax.scan(step, (params, init_tree(pipeline, params)), grads)
         return updates, state.accumulators
 
     together = train(grads, params, deltas)
-    alone = lambda tree, key: None if tree is None else {key: tree[key]}  # noqa: E731
+    # Under one name, so that tensors of one shape and dtype compile once.
+    alone = lambda tree, key: None if tree is None else {"tensor": tree[key]}  # noqa: E731
     for key in SHAPES:
-        expected = train([alone(g, key) for g in grads], alone(params, key), alone(deltas, key))
-        found = jax.tree.map(lambda x: {key: x[key]}, together, is_leaf=lambda x: isinstance(x, dict))  # noqa: B023
+        expected = train(alone(grads, key), alone(params, key), alone(deltas, key))
+        found = jax.tree.map(lambda x: alone(x, key), together, is_leaf=lambda x: isinstance(x, dict))  # noqa: B023
         assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
         assert_close(found, expected, rtol=2e-5, atol=1e-6)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.tree.map(np.float32, found)))

@@ -324,6 +324,14 @@ def test_the_meta_optimizer_is_adamw_to_the_bit(dtype):
     assert_identical(*results)
 
 
+def test_the_meta_optimizer_keeps_dtypes():
+    theta = {"a": jnp.ones(3), "b": jnp.ones(2, jnp.bfloat16)}
+    optimizer = meta_optimizer(10)
+    updates, state = optimizer.update(theta, optimizer.init(theta), theta)
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, theta)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, optimizer.init(theta))
+
+
 # Callbacks.
 
 

@@ -1,3 +1,4 @@
+import time
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -208,7 +209,7 @@ def blockwise_optimizer():
 def small_blocks(monkeypatch):
     monkeypatch.setattr("lo_components._tree.BLOCKED_FROM", 48)
     monkeypatch.setattr("lo_components.pipeline._blocks.SIZE_ON_CPUS", 16)
-    monkeypatch.setattr("lo_components.pipeline._blocks._MOST_PARTS", 2)
+    monkeypatch.setattr("lo_components.pipeline._blocks.PARTS_ON_CPUS", 2)
 
 
 # With and without an overlapping last block; rows and columns of the same size. A small head takes mean squares in
@@ -225,6 +226,32 @@ def test_evaluation_in_blocks_changes_nothing(shape, hidden_size, loops, getkey,
     assert jitted.lower(grads, state, params).as_text().count("stablehlo.while") == loops
     # A block may sum in another order: relative to the largest element, as elements near zero cancel.
     assert_close(jitted(grads, state, params), whole, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(whole))))
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (53,), (3, 2, 4, 4)])
+def test_evaluation_in_blocks_of_accelerators_changes_nothing(shape, blockwise_optimizer, getkey, monkeypatch):
+    params, grads = jax.random.normal(getkey(), shape), jax.random.normal(getkey(), shape)
+    state = blockwise_optimizer.init(params)
+    whole, _ = update(blockwise_optimizer, grads, state, params)
+    monkeypatch.setattr("lo_components._tree.BLOCKED_FROM", 48)
+    monkeypatch.setattr("lo_components.pipeline._blocks.SIZE_ELSEWHERE", 32)
+    monkeypatch.setattr("jax.lax.platform_dependent", lambda *args, cpu, default: default(*args))
+    jitted = jax.jit(lambda g, s, p: blockwise_optimizer.update(g, s, p)[0])
+    assert jitted.lower(grads, state, params).as_text().count("stablehlo.while") == 2
+    assert_close(jitted(grads, state, params), whole, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(whole))))
+
+
+@pytest.mark.parametrize(("platform", "setting"), [("cpu", "ON_CPUS"), ("cuda", "ELSEWHERE"), ("tpu", "ELSEWHERE")])
+def test_blocks_are_those_of_the_platform(platform, setting, blockwise_optimizer, monkeypatch):
+    monkeypatch.setattr("lo_components._tree.BLOCKED_FROM", 48)
+    monkeypatch.setattr("lo_components.pipeline._blocks.SIZE_ON_CPUS", 2**20)  # all of the tensor
+    monkeypatch.setattr(f"lo_components.pipeline._blocks.SIZE_{setting}", 64)
+    monkeypatch.setattr(f"lo_components.pipeline._blocks.PARTS_{setting}", 4)
+    params = jnp.ones((32, 16))
+    traced = jax.jit(lambda p: blockwise_optimizer.update(p, blockwise_optimizer.init(p), p)[0]).trace(params)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # Four parts of each axis, of which a block takes one row and four columns.
+    assert text.count("stablehlo.while") == 2 and "tensor<4x1x4x4xf32>" in text
 
 
 @pytest.mark.parametrize("shape", [(3, 15), (47,)])
@@ -244,13 +271,23 @@ def test_small_tensors_are_evaluated_whole(shape, blockwise_optimizer, small_blo
         ((1, 2**20), (1, 8), (1, 2**12)),
         ((3, 3, 512, 512), (1, 1, 8, 8), (1, 1, 8, 64)),
         ((262147,), (1,), (2**15,)),  # a prime number: the last block overlaps
+        ((8, 8, 8, 8, 8, 64), (1, 2, 8, 8, 8, 8), (1, 1, 1, 1, 1, 4)),  # parts of long axes are kept
     ],
 )
 def test_blocks_take_whole_rows_of_every_part(shape, parts, taken):
     from lo_components.pipeline._blocks import Blocks
 
-    blocks = Blocks(shape, 2**15)
+    blocks = Blocks(shape, 2**15, 8)
     assert (blocks.parts, blocks.taken) == (parts, taken)
+
+
+def test_blocks_of_huge_tensors_are_found_at_once():
+    from lo_components.pipeline._blocks import Blocks
+
+    started = time.process_time()
+    for size in (2**25 + 35, 2**31 + 11):  # prime numbers
+        assert Blocks((size,), 2**24, 64).taken == (2**24,)
+    assert time.process_time() - started < 0.2
 
 
 def test_without_normalization_and_with_a_small_head_nothing_is_evaluated_in_blocks(small_blocks, getkey):

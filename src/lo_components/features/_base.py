@@ -16,9 +16,10 @@ class Channels(eqx.Module):
 
     - `values`: `[c, *#shape]`. Axes along which a channel is constant have size 1: a row statistic is `[c, rows, 1]`,
         a time embedding `[c, 1, 1]`. Heads broadcast them; nothing is tiled.
-    - `mean_square`: `[c]`, the mean square over the tensor, if channels are to be divided by its root; otherwise
-        `None`. Nothing else may depend on a reduction over the tensor. A head folds the division into its first
-        weights, so that a tensor can be evaluated block by block, with the means from a first pass.
+    - `mean_square`: `[c]`, the mean of the squares of `values` over the tensor, if channels are to be divided by its
+        root; otherwise `None`. If the view shows a block or a padded vector, the pipeline computes the mean from
+        `values` instead. Nothing else may depend on a reduction over the tensor. A head folds the division into its
+        first weights, so that a tensor can be evaluated block by block, with the means from a first pass.
     - `eps`: added to the mean square.
     """
 

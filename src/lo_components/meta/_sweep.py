@@ -1,3 +1,4 @@
+import collections
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jaxtyping import Array, Float, PyTree
 
 from .._tree import path_name
@@ -79,7 +80,8 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     """Evaluate every configuration of a grid of hyperparameters, in one compiled call.
 
     A second sweep of the same size compiles again only if it computes something else: other values, or a data set or a
-    task of equal shapes, do not count.
+    task of equal shapes, do not count. The last 16 programs are kept, except those that call back into Python, such as
+    by `jax.pure_callback`.
 
     ```python
     rates = jnp.logspace(-4, -1, 7)
@@ -110,20 +112,43 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
         raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
     # Arrays that `run` closes over, such as a data set, become arguments of the compiled program instead of constants.
     traced, arrays, rest = eqx.filter_make_jaxpr(run)(jax.tree.map(lambda x: x[0], grid))
-    arguments = traced.consts, grid, size if at_once is None else at_once
-    # `run` is usually a new function in each call. What decides whether it was compiled before is the program.
-    lowered = _sweep.lower(traced.jaxpr, *arguments)  # pyright: ignore[reportFunctionMemberAccess]
-    program = hashlib.sha256(lowered.as_text().encode()).digest()
-    found = _sweep(_traced.setdefault(program, traced.jaxpr), *arguments)
+    arguments = traced.consts, jax.tree.leaves(grid)
+    found = _program(traced.jaxpr, size if at_once is None else at_once, arguments)(*arguments)
     return Sweep(grid, eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), found), rest))
 
 
-_traced: dict[bytes, Jaxpr] = {}
+# Those that were used last, in this order.
+_programs: collections.OrderedDict[bytes, Callable] = collections.OrderedDict()
+_MOST_PROGRAMS = 16
 
 
-@eqx.filter_jit
-def _sweep(jaxpr, consts, grid, at_once):
-    def run(configuration):
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(configuration))
+def _program(jaxpr: Jaxpr, at_once: int, arguments: tuple) -> Callable:
+    """The function that runs every configuration: the one that an earlier sweep compiled, if it computes the same.
 
-    return jax.lax.map(run, grid, batch_size=at_once)
+    `run` is usually a new function in each call, so programs are compared by their text.
+    """
+
+    def _sweep(consts, grid):
+        def run(configuration):
+            return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*configuration)
+
+        return jax.lax.map(run, grid, batch_size=at_once)
+
+    # Without unused arguments, programs that read different arrays could have the same text.
+    new = jax.jit(_sweep, keep_unused=True)
+    if _calls_python(jaxpr):
+        return new  # the text does not tell which function is called
+    key = hashlib.sha256(new.lower(*arguments).as_text().encode()).digest()
+    program = _programs.setdefault(key, new)
+    _programs.move_to_end(key)
+    if len(_programs) > _MOST_PROGRAMS:
+        _programs.popitem(last=False)
+    return program
+
+
+def _calls_python(jaxpr: Jaxpr) -> bool:
+    """Whether the program calls back into Python, such as `jax.pure_callback` does."""
+    return bool(jaxpr.effects) or any(
+        "callback" in equation.primitive.name or any(map(_calls_python, jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )

@@ -91,8 +91,7 @@ def meta_optimizer(
         with jax.numpy_dtype_promotion("standard"):
             return schedule(count)
 
-    # Theta is many small arrays, and one vector of all compiles and runs faster.
-    return optax.flatten(
+    return _as_one_vector(
         optax.chain(
             optax.clip_by_global_norm(max_norm),
             optax.scale_by_adam(),
@@ -100,6 +99,23 @@ def meta_optimizer(
             optax.inject_hyperparams(_descend, hyperparam_dtype=jnp.dtype("float32"))(rate),
         )
     )
+
+
+def _as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Theta is many small arrays, and one vector of all compiles and runs faster."""
+    flat = optax.flatten(inner)
+
+    # Where dtypes differ, the vector has the widest one.
+    def init(params):
+        with jax.numpy_dtype_promotion("standard"):
+            return flat.init(params)
+
+    def update(updates, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            found, state = flat.update(updates, state, params, **extra)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), found, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _descend(learning_rate: Float[Array, ""]) -> optax.GradientTransformation:

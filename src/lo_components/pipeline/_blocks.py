@@ -19,7 +19,8 @@ SIZE_ON_CPUS = 2**16
 SIZE_ELSEWHERE = 2**24
 # Into how many parts an axis is divided at most. A tensor that is sharded over as many devices, along any axis, is
 # evaluated where it lies: each device computes its parts of every block.
-_MOST_PARTS = 8
+PARTS_ON_CPUS = 8
+PARTS_ELSEWHERE = 64
 
 MeanSquares = list[Float[Array, "..."] | None]
 Starts = list[Int[Array, ""]]
@@ -32,13 +33,18 @@ class Blocks:
     a part is not a multiple of `taken`, the last block overlaps the one before.
     """
 
-    def __init__(self, shape: tuple[int, ...], block_size: int):
+    def __init__(self, shape: tuple[int, ...], block_size: int, most_parts: int):
         """**Arguments:**
 
         - `shape`: of the tensor.
         - `block_size`: the number of elements in a block, roughly.
+        - `most_parts`: into how many parts an axis is divided at most, a power of 2.
         """
-        self.parts = tuple(math.gcd(n, _MOST_PARTS) for n in shape)
+        parts = [math.gcd(n, most_parts) for n in shape]
+        while 1 < math.prod(parts) > block_size // 4:  # a block has at least one element of every part
+            shortest = min((axis for axis, p in enumerate(parts) if p > 1), key=lambda axis: shape[axis])
+            parts[shortest] //= 2
+        self.parts = tuple(parts)
         self.sizes = tuple(n // p for n, p in zip(shape, self.parts, strict=True))
         taken = [1] * len(shape)
         for axis in reversed(range(len(shape))):  # whole rows if possible, since they are contiguous
@@ -103,7 +109,8 @@ def _divisor(size: int, most: int) -> int:
     """The largest divisor of `size` up to `most`, or `most` itself where that would be less than half of it."""
     if most >= size:
         return size
-    divisor = next(n for n in range(most, 0, -1) if size % n == 0)
+    pairs = ((n, size // n) for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+    divisor = max(n for n in itertools.chain(*pairs) if n <= most)
     return divisor if 2 * divisor >= most else most
 
 

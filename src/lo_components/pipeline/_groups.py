@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array, Float, Int, PyTree
 
 from .. import _tree
@@ -36,7 +37,8 @@ class Context(NamedTuple):
 
 def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
     """The indices of tensors to compute together: small ones of one shape, and short vectors."""
-    padded = pipeline.features.pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
+    pointwise = pipeline.features.pointwise and pipeline.step_rule.pointwise
+    padded = pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
     groups: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         shape, size = tensor.param.shape, tensor.param.size
@@ -57,19 +59,21 @@ def _kind(x: Array) -> tuple:
 
 def update_group(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
     """The update and the next states of each tensor."""
-    results = [(tensor.param, tensor.states) for tensor in tensors]
-    if not any(map(_is_explicit, jax.tree.leaves(results))):
+    explicit = [kind for x in jax.tree.leaves(tensors) if any((kind := jax.typeof(x).sharding).spec)]
+    if not explicit:
         return _updated(pipeline, tensors, context)
     # Results are sharded like what they replace; the compiler shards everything between.
+    mesh = explicit[0].mesh
+    names = tuple(
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
+    )
     arrays, rest = eqx.partition((pipeline, tensors, context), eqx.is_array)
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, results)
-    automatic: Any = jax.sharding.auto_axes(lambda x: _updated(*eqx.combine(x, rest)), out_sharding=shardings)
+    results = [(tensor.param, tensor.states) for tensor in tensors]
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), results)
+    automatic: Any = jax.sharding.auto_axes(
+        lambda x: _updated(*eqx.combine(x, rest)), axes=names, out_sharding=shardings
+    )
     return automatic(arrays)
-
-
-def _is_explicit(x: Array) -> bool:
-    """Whether `x` is sharded over explicit mesh axes."""
-    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _updated(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:

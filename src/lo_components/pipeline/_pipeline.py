@@ -189,17 +189,26 @@ class Pipeline(eqx.Module):
 
     def _evaluated(self, view: TensorView) -> Float[Array, "*shape"]:
         if view.param.size < _tree.BLOCKED_FROM or not self.features.pointwise:
-            return self._pointwise(self.features(view), view)
+            return self._pointwise(self._channels(view), view)
         # Chosen when the program is lowered.
         return jax.lax.platform_dependent(
             view,
-            cpu=lambda view: self._in_blocks(view, _blocks.SIZE_ON_CPUS),
-            default=lambda view: self._in_blocks(view, _blocks.SIZE_ELSEWHERE),
+            cpu=lambda view: self._in_blocks(view, _blocks.SIZE_ON_CPUS, _blocks.PARTS_ON_CPUS),
+            default=lambda view: self._in_blocks(view, _blocks.SIZE_ELSEWHERE, _blocks.PARTS_ELSEWHERE),
         )
 
-    def _in_blocks(self, view: TensorView, block_size: int) -> Float[Array, "*shape"]:
+    def _channels(self, view: TensorView) -> tuple[Channels, ...]:
+        channels = self.features(view)
+        if view.counted is None:
+            return channels
+        # Features need not know of padding.
+        normalized = [c.values for c in channels if c.mean_square is not None]
+        means = iter(view.mean_squares(normalized) if normalized else [])
+        return _blocks.with_mean_squares(channels, [None if c.mean_square is None else next(means) for c in channels])
+
+    def _in_blocks(self, view: TensorView, block_size: int, most_parts: int) -> Float[Array, "*shape"]:
         """Two passes over blocks: first the mean squares, then everything else."""
-        blocks = _blocks.Blocks(view.param.shape, block_size)
+        blocks = _blocks.Blocks(view.param.shape, block_size, most_parts)
         if len(blocks) == 1:
             return self._pointwise(self.features(view), view)
         means = _blocks.mean_squares(self.features, view, blocks)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Params
 from ..accumulators import TensorView
-from ._devices import sharded_like
+from ._devices import init_like
 from ._groups import Context, Tensor, grouped, map_group, update_group
 from ._pipeline import Pipeline
 
@@ -48,7 +48,7 @@ def init_tree(pipeline: Pipeline, params: Params) -> PipelineState:
     Raises `ValueError` if the structure of an accumulator's state depends on the tensor's shape.
     """
     leaves, treedef = jax.tree.flatten(params)
-    states = [sharded_like(pipeline.init(p), p) for p in leaves]
+    states = [init_like(pipeline, p) for p in leaves]
     return PipelineState(jnp.zeros((), jnp.int32), _stacked(_state_def(pipeline, leaves), treedef, states))
 
 

@@ -12,8 +12,8 @@ class AbstractStepRule(eqx.Module):
     """Maps a head's outputs for one tensor to the tensor's update, with optax's sign (it is *added*).
 
     `in_size` is the number of outputs that it takes. `pointwise` says whether each element of the update depends only
-    on the same element of the inputs, so that a tensor can be evaluated in blocks. `update_rule` says how the size of
-    the update depends on the gradient, if features do not depend on the gradient's scale.
+    on the same element of the inputs, so that a tensor can be padded or evaluated in blocks. `update_rule` says how the
+    size of the update depends on the gradient, if features do not depend on the gradient's scale.
     """
 
     in_size: AbstractVar[int]
