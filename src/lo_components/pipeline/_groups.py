@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from .. import _tree
@@ -59,19 +59,38 @@ def _kind(x: Array) -> tuple:
 
 def update_group(pipeline: Pipeline, tensors: list[Tensor], context: Context) -> list[tuple[Array, PyTree]]:
     """The update and the next states of each tensor."""
-    explicit = [kind for x in jax.tree.leaves(tensors) if any((kind := jax.typeof(x).sharding).spec)]
+
+    def shardings(mesh: jax.sharding.Mesh) -> PyTree:
+        results = [(tensor.param, tensor.states) for tensor in tensors]
+        return jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), results)
+
+    # Results are sharded like what they replace.
+    return _with_automatic_axes(_updated, (pipeline, tensors, context), shardings)
+
+
+def map_group(fn: Callable[[Tensor, Int[Array, ""] | None], Array], tensors: list[Tensor]) -> Array:
+    """A function of each tensor and its length, if it is padded; the results in one array."""
+
+    def mapped(tensors: list[Tensor]) -> Array:
+        if len(tensors) == 1:
+            return fn(tensors[0], None)[None]
+        return jax.vmap(fn)(*_stacked(tensors))
+
+    return _with_automatic_axes(mapped, (tensors,), lambda mesh: NamedSharding(mesh, PartitionSpec()))
+
+
+def _with_automatic_axes(fn: Callable, args: tuple, shardings: Callable[[Any], PyTree]) -> Any:
+    """A function whose results have the given shardings over explicit axes; the compiler shards everything between."""
+    explicit = [kind for x in jax.tree.leaves(args) if eqx.is_array(x) and any((kind := jax.typeof(x).sharding).spec)]
     if not explicit:
-        return _updated(pipeline, tensors, context)
-    # Results are sharded like what they replace; the compiler shards everything between.
+        return fn(*args)
     mesh = explicit[0].mesh
     names = tuple(
         name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
     )
-    arrays, rest = eqx.partition((pipeline, tensors, context), eqx.is_array)
-    results = [(tensor.param, tensor.states) for tensor in tensors]
-    shardings = jax.tree.map(lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), results)
+    arrays, rest = eqx.partition(args, eqx.is_array)
     automatic: Any = jax.sharding.auto_axes(
-        lambda x: _updated(*eqx.combine(x, rest)), axes=names, out_sharding=shardings
+        lambda x: fn(*eqx.combine(x, rest)), axes=names, out_sharding=shardings(mesh)
     )
     return automatic(arrays)
 
@@ -99,13 +118,6 @@ def _stacked(tensors: list[Tensor]) -> tuple[Tensor, Int[Array, " tensors"] | No
     counted = None if min(lengths) == max(lengths) else jnp.asarray(lengths, jnp.int32)
     # Barriers, here and before unstacking, lest XLA fuse the arithmetic with both, and compile it once for each tensor.
     return jax.lax.optimization_barrier(stacked), counted
-
-
-def map_group(fn: Callable[[Tensor, Int[Array, ""] | None], Array], tensors: list[Tensor]) -> Array:
-    """A function of each tensor and its length, if it is padded; the results in one array."""
-    if len(tensors) == 1:
-        return fn(tensors[0], None)[None]
-    return jax.vmap(fn)(*_stacked(tensors))
 
 
 def _update(
