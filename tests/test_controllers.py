@@ -1,0 +1,93 @@
+"""Summaries and loss buffers against their formulas in NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import view_of
+
+from lo_components.accumulators import FirstMoment, SecondMoment
+from lo_components.controllers import MomentSummary, NormSummary
+from lo_components.schedules import LossBuffer, Progress
+
+RNG = np.random.default_rng(0)
+PARAM, GRAD = RNG.normal(size=(4, 3)).astype(np.float32), RNG.normal(size=(4, 3)).astype(np.float32)
+M, V = RNG.normal(size=(3, 4, 3)).astype(np.float32), RNG.uniform(size=(1, 4, 3)).astype(np.float32)
+
+
+def view(param=PARAM, grad=GRAD, m=M, v=V, **known):
+    stats = FirstMoment(jnp.asarray(m)), SecondMoment(jnp.asarray(v))
+    seen = view_of(grad, jnp.asarray(param), **known)
+    return type(seen)(seen.param, seen.grad, stats, seen.step, size=seen.size, counted=seen.counted)
+
+
+def log10x(x):
+    return 0.5 * np.clip(np.log(1e-8 + np.abs(10.0 * x)), -5.0, 5.0)
+
+
+def test_the_summary_of_moments():
+    scale = np.mean(PARAM**2) ** -0.5
+    m, v = scale * M, scale * V[0]
+    means = m.mean((1, 2), keepdims=True)
+    expected = [log10x(v.mean()), 0, 0, 1, 0, 0]
+    expected += [*log10x(((m - means) ** 2).mean((1, 2))), *log10x(((v - means) ** 2).mean((1, 2)))]
+    np.testing.assert_allclose(MomentSummary()(view()), expected, rtol=1e-5)
+
+
+def test_parameters_of_zeros_are_scaled_up_to_a_limit():
+    limit = (1e-9) ** -0.5
+    found = MomentSummary()(view(np.zeros((4, 3), np.float32), v=1e-8 * V))
+    np.testing.assert_allclose(found[0], log10x(limit * 1e-8 * V.mean()), rtol=1e-5)
+
+
+def test_the_summary_of_norms():
+    log = lambda x: np.clip(np.log(1e-8 + np.abs(x)), -5.0, 5.0)  # noqa: E731
+    norm = np.linalg.norm(PARAM)
+    expected = [log(np.linalg.norm(GRAD))]
+    for x in (M, V, PARAM):
+        expected += [log(x.mean()), np.sign(x.mean())]
+    expected += [log(norm), *(log(x.var()) for x in (M, V, PARAM)), np.log(norm + 1e-8)]
+    np.testing.assert_allclose(NormSummary()(view()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("summary", [MomentSummary(), NormSummary()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("length", [1, 5])
+def test_padding_does_not_count(summary, length):
+    alone = [x.reshape(*x.shape[:-2], -1)[..., :length] for x in (PARAM, GRAD, M, V)]
+    padded = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 9 - length)]) for x in alone]
+    known = {"size": jnp.asarray(length), "counted": jnp.arange(9) < length}
+    np.testing.assert_allclose(summary(view(*padded, **known)), summary(view(*alone)), rtol=1e-5, atol=1e-6)
+
+
+def features(losses, num_steps=100):
+    buffer = LossBuffer()
+    state, found = buffer.init(), []
+    for t, loss in enumerate(losses):
+        row, state = buffer(state, Progress(jnp.asarray(t), jnp.float32(loss), jnp.asarray(num_steps)))
+        found.append(np.asarray(row))
+    return np.stack(found)
+
+
+def test_falling_losses_give_minus_one_and_the_first_two_steps_zero():
+    found = features(np.linspace(2.0, 1.0, 20))
+    np.testing.assert_array_equal(found[:2], 0.0)
+    np.testing.assert_allclose(found[2:], -1.0)
+
+
+def test_rising_losses_are_told_from_falling_ones_and_spikes_are_cut():
+    falling, rising = features([2.0, 1.0, 0.9, 0.8]), features([2.0, 1.0, 0.9, 1.5])
+    assert np.all(rising[-1] > falling[-1])
+    np.testing.assert_array_equal(features([1.0, 1.0, 1.0, 1e30]), features([1.0, 1.0, 1.0, 1e9]))
+
+
+def test_the_denominator_has_a_floor_of_1e_8():
+    """Losses of order 1e-7 rise: differences of averages lie between the floor and a floor that is too high."""
+    found = features([1e-7, 1e-7, 1e-7, 1.5e-7, 2e-7])
+    assert np.all(np.abs(found[-1]) < 0.9)
+
+
+@pytest.mark.parametrize("missing", ["loss", "num_steps"])
+def test_what_is_missing_is_named(missing):
+    known = {"loss": jnp.float32(1.0), "num_steps": jnp.asarray(10)}
+    known[missing] = None
+    with pytest.raises(ValueError, match=f"A schedule needs `{missing}`"):
+        LossBuffer()(LossBuffer().init(), Progress(jnp.asarray(0), **known))
