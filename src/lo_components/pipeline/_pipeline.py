@@ -88,7 +88,7 @@ class Pipeline(eqx.Module):
             )
 
     def update_rule(self, param: Float[Array | np.ndarray, "*shape"]) -> UpdateRule:
-        """How the size of the update depends on the gradient.
+        """The rule that says how the size of the update depends on the gradient.
 
         **Arguments:**
 
@@ -169,7 +169,7 @@ class Pipeline(eqx.Module):
         step: Int[Array, ""],
         length: Int[Array, ""] | None = None,
     ) -> TensorView:
-        """What a controller sees of a tensor: statistics as of the steps before this one.
+        """The view that a controller has of a tensor: statistics as of the steps before this one.
 
         **Arguments:**
 
