@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import sys
 import time
@@ -22,7 +23,8 @@ import safetensors.numpy
 from helpers import Watch, load_golden, run_python
 
 from lo_components import interop, recipes, weights
-from lo_components.optimizers import Scaled
+from lo_components.optimizers import ClippedByValue, Scaled
+from lo_components.schedules import LossBuffer
 from lo_components.weights import CheckpointError, read_arrays, write_arrays
 
 # Files made by hand, without flax and PyTorch.
@@ -667,6 +669,61 @@ def test_weights_go_to_a_reference_implementation_and_back(tmp_path, kind):
         np.testing.assert_array_equal(a, b)
 
 
+SMALL_LSTM = {"lstm_hidden_size": 5}
+CONTROLLED = {
+    "velo": (
+        lambda key: recipes.velo(lstm_size=5, num_networks=3, scale=1.0, recurrent=False, key=key),
+        {**SMALL_LSTM, "param_inits": 3, "ff_mult": 1.0, "use_bugged_next_lstm_state": True},
+    ),
+    "celo": (
+        lambda key: recipes.celo(lstm_size=5, hidden_size=6, hidden_layers=1, step_mult=0.5, key=key),
+        {**SMALL_LSTM, "ff_hidden_size": 6, "ff_hidden_layers": 1, "step_mult": 0.5},
+    ),
+    "phase 1 of celo": (lambda key: ClippedByValue(recipes.celo_update(key=key)), {"train_phase": 1}),
+    "celo_adam": (lambda key: recipes.celo_adam(lstm_size=5, step_mult=0.5, key=key), {**SMALL_LSTM, "step_mult": 0.5}),
+    "sinv6": (lambda key: recipes.sinv6(lstm_size=5, key=key), SMALL_LSTM),
+    "celo2": (
+        lambda key: recipes.celo2_base(0.01, weight_decay=0.5, hidden_size=3, key=key),
+        {"ff_hidden_size": 3, "lr": 0.01, "weight_decay": 0.5, "orthogonalize": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_weights_of_controlled_and_scheduled_optimizers_go_to_the_originals_and_back(name):
+    recipe, config = CONTROLLED[name]
+    learner = jax.tree.map(lambda x: x + 0.25 if isinstance(x, jax.Array) else x, recipe(jax.random.key(3)))
+    again = interop.from_reference(name.split()[-1], interop.to_reference(learner), config)
+    assert jax.tree.structure(again) == jax.tree.structure(learner)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(learner), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["velo_small", "celo_small", "celo_phase1", "celo_adam_small", "celo2_base_small"])
+def test_names_and_shapes_are_those_of_the_originals(name):
+    """Values too, except of arrays and outputs without effect, which are zeros."""
+    run = load_golden(name)
+    legacy = {"lstm_init_state/0": "lstm_init_state/hidden", "lstm_init_state/1": "lstm_init_state/cell"}
+    theta = {legacy.get(key, key): array for key, array in run["theta"].items()}
+    config = run["config"] | ({"lstm_hidden_size": 16} if name == "celo_phase1" else {})
+    found = interop.to_reference(interop.from_reference(config["kind"], run["theta"], config))
+    assert set(found) == set(theta)
+    for key, array in found.items():
+        unused = array == 0.0
+        if name != "celo_phase1" or key.startswith("ff_mod_stack"):
+            assert array.shape == theta[key].shape
+            np.testing.assert_array_equal(np.where(unused, 0.0, theta[key]), array)
+            assert not unused.any() or re.search(r"rnn_params/(linear|rnn_to_controls)/|ff_mod_stack/~/[wb]2$", key)
+
+
+def test_celo2_with_adam_for_vectors_has_the_arrays_of_its_direction():
+    learner = recipes.celo2(0.01, weight_decay=0.1, key=jax.random.key(3))
+    theta = interop.to_reference(learner)
+    assert_same(interop.to_reference(recipes.celo2_direction(key=jax.random.key(3))), theta)
+    again = interop.from_reference("celo2", theta, {"adam_leaves": ("b",)})
+    assert_same(interop.to_reference(again), theta)
+
+
 @pytest.mark.parametrize("name", ["small_fc_lopt_h4_l2", "mulo_h32_l2", "mlp_lopt", "lagg_a", "lopt_a", "lagg", "lopt"])
 def test_recorded_weights_of_the_originals_come_back_as_they_were(name):
     run = load_golden(name)
@@ -682,8 +739,12 @@ def test_only_learners_of_reference_implementations_have_their_names():
         recipes.pooled_lagg_a(key=key),
         recipes.lopt(step_mult=jnp.ones(()), key=key),
         Scaled(Scaled(optimizer, 1.0), 1.0),
+        recipes.celo(key=key).optimizer,
+        ClippedByValue(recipes.celo_adam(key=key)),
+        ClippedByValue(recipes.celo_adam(key=key).optimizer, 10.0),
+        recipes.velo(lstm_size=4, num_networks=2, buffer=LossBuffer(20), key=key),
     ):
-        with pytest.raises(ValueError, match="`learner` must have the parts of one of the recipes small_fc_lopt, mulo"):
+        with pytest.raises(ValueError, match="`learner` must have the parts of one of the recipes velo, celo, celo_"):
             interop.to_reference(other)
 
 

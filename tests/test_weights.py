@@ -371,6 +371,11 @@ LEARNERS = {
     "small_fc_lopt": lambda: recipes.small_fc_lopt(**SMALL_SIZE, key=KEY),
     "mulo": lambda: recipes.mulo(**SMALL_SIZE, key=KEY),
     "lolv2": lambda: recipes.lolv2(**SMALL_SIZE, key=KEY),
+    "velo": lambda: recipes.velo(lstm_size=3, num_networks=2, **SMALL_SIZE, key=KEY),
+    "celo": lambda: recipes.celo(lstm_size=3, **SMALL_SIZE, key=KEY),
+    "celo_adam": lambda: recipes.celo_adam(lstm_size=3, key=KEY),
+    "sinv6": lambda: recipes.sinv6(lstm_size=3, key=KEY),
+    "celo2": lambda: recipes.celo2(0.1, weight_decay=0.2, **SMALL_SIZE, key=KEY),
     "lagg_a": lambda: recipes.lagg_a(3, **SMALL_SIZE, key=KEY),
     "lopt_a": lambda: recipes.lopt_a(**SMALL_SIZE, step_mult=0.3, key=KEY),
     "lagg": lambda: recipes.lagg(3, **SMALL_SIZE, key=KEY),
@@ -407,12 +412,13 @@ def stepped(learner):
     """The update and the state after a step."""
     grads = jax.tree.map(lambda p: jnp.cos(3.0 * p), PARAMS)
     if isinstance(learner, optimizers.AbstractOptimizer):
-        return learner.update(grads, learner.init(PARAMS), PARAMS)
+        context = optimizers.StepContext(loss=2.0, num_steps=20)
+        return learner.update(grads, learner.init(PARAMS), PARAMS, context=context)
     deltas = jax.tree.map(lambda g: jnp.stack([g, -2.0 * g, 0.5 * g]), grads)
     return learner.aggregate(deltas, learner.init(PARAMS), PARAMS)
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "standard_promotion")
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_comes_back_bit_for_bit(tmp_path, name):
     path, learner = tmp_path / "a.safetensors", LEARNERS[name]()

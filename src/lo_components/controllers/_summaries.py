@@ -27,19 +27,23 @@ class AbstractSummary(eqx.Module):
 class MomentSummary(AbstractSummary):
     r"""How large a tensor's momenta $m_i$ and second moment $v$ are, and its rank, as VeLO sees them.
 
-    With $s = (\max(10^{-9}, \mathrm{mean}\, p^2))^{-1/2}$ and $L(x) = \tfrac12 \mathrm{clip}(\ln(10^{-8} + |10 x|), \pm 5)$,
-    the numbers are $L(\mathrm{mean}(s v))$; a one-hot encoding of the number of axes of size above 1, up to 4;
-    $L(\mathrm{mean}((s m_i - \overline{s m_i})^2))$; and $L(\mathrm{mean}((s v - \overline{s m_i})^2))$.
-
-    **Arguments:**
-
-    - `num_momenta`: how many momenta there are.
+    With $s = (\max(10^{-9}, \mathrm{mean}\, p^2))^{-1/2}$ and
+    $L(x) = \tfrac12 \mathrm{clip}(\ln(10^{-8} + |10 x|), \pm 5)$, the numbers are $L(\mathrm{mean}(s v))$; a one-hot
+    encoding of the number of axes of size above 1, up to 4; $L(\mathrm{mean}((s m_i - \overline{s m_i})^2))$; and
+    $L(\mathrm{mean}((s v - \overline{s m_i})^2))$.
 
     ??? cite "Source"
         VeLO (arXiv 2211.09760), with its mean of $m_i$ in place of $v$ in the last term.
     """
 
-    num_momenta: int = eqx.field(default=3, static=True)
+    num_momenta: int = eqx.field(static=True)
+
+    def __init__(self, num_momenta: int = 3):
+        """**Arguments:**
+
+        - `num_momenta`: how many momenta there are.
+        """
+        self.num_momenta = num_momenta
 
     @property
     def size(self) -> int:

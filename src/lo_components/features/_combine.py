@@ -107,14 +107,16 @@ class RMSNormalizedMatrices(AbstractFeature):
 
 
 class MatricesOnly(AbstractFeature):
-    """A feature whose channels are zero for vectors and scalars.
-
-    **Arguments:**
-
-    - `feature`: the feature.
-    """
+    """A feature whose channels are zero for vectors and scalars."""
 
     feature: AbstractFeature
+
+    def __init__(self, feature: AbstractFeature):
+        """**Arguments:**
+
+        - `feature`: the feature.
+        """
+        self.feature = feature
 
     @property
     def size(self) -> int:

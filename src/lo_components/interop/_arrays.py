@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 LearnerT = TypeVar("LearnerT", bound=eqx.Module)
@@ -36,3 +37,13 @@ def filled(learner: LearnerT, parts: Parts, theta: dict[str, Any]) -> LearnerT:
             raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
         arrays.append(array.astype(jnp.float32))
     return eqx.tree_at(lambda tree: parts(tree)[1], learner, arrays)
+
+
+def same_parts(learner: Any, other: Any) -> bool:
+    """Whether two learners have the same parts and numbers, and arrays of the same shapes."""
+
+    def facts(tree: Any) -> tuple[Any, list[Any]]:
+        leaves = [x.shape if eqx.is_array(x) else x for x in jax.tree.leaves(tree)]
+        return jax.tree.structure(tree), leaves
+
+    return facts(learner) == facts(other)

@@ -50,14 +50,19 @@ def from_reference(
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2) for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or
-        `"lopt"` for an aggregator.
+    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"` or
+        `"celo2"` for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or `"lopt"` for an aggregator.
     - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
         for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
         Defaults are those of the reference implementation: `hidden_size` 32 (`small_fc_lopt`: 4), `hidden_layers` 2,
         `step_mult` and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe.
-        For `mulo`, `update_multipliers` may give a float for each leaf of the parameters.
+        For `mulo`, `update_multipliers` may give a float for each leaf of the parameters. The others have
+        `lstm_hidden_size` (64, `velo`: 512), `ff_hidden_size` (4, `celo2`: 8), `ff_hidden_layers` (2), `step_mult` and
+        `exp_mult` (0.001); `celo` `train_phase` (2; 1 leaves out the schedule); `velo` `param_inits` (256), `ff_mult`
+        (100), `use_bugged_loss_features` and `use_bugged_next_lstm_state` (`False`); `celo2` `lr` (0.001),
+        `weight_decay` (0), `orthogonalize` (`True`), `adam_leaves` (none: the paths of tensors left to Adam) and `adam`
+        (its hyperparameters).
 
     **Returns:** the learner; with `update_multipliers`, wrapped in [`lo_components.optimizers.Scaled`][].
 
@@ -72,22 +77,27 @@ def from_reference(
 def to_reference(learner: AbstractOptimizer | AbstractAggregator) -> dict[str, np.ndarray]:
     """The weights of a learner under the flat names of its reference implementation: the inverse of `from_reference`.
 
-    Constants are not among them, and neither are the scales that wrap an optimizer: the reference implementation gets
-    these as hyperparameters.
+    Constants are not among them, and neither are the scales, the learning rate, the weight decay or the optimizer of
+    other tensors around it: the reference implementation gets these as hyperparameters. Arrays without effect there are
+    zeros.
 
     **Arguments:**
 
     - `learner`: the result of the recipe `small_fc_lopt`, `mulo`, `lolv2`, `lagg_a`, `lopt_a`, `lagg` or `lopt`, with
-        any weights and constants.
+        any weights and constants; or that of `velo`, `celo`, `celo_adam`, `sinv6`, `celo2`, `celo2_base` or
+        `celo2_direction`, with any weights, sizes and step multipliers.
 
     Raises `ValueError` if the learner has other parts, or if its step multipliers are meta-learned, for which the
     reference implementation has no arrays.
     """
     inner = learner.optimizer if isinstance(learner, Scaled) else learner
+    if (theta := _celo.to_original(inner)) is not None:
+        return theta
     if not isinstance(inner, LearnedOptimizer | LearnedAggregator) or not _is_of_reference(inner):
         raise ValueError(
-            "`learner` must have the parts of one of the recipes small_fc_lopt, mulo, lolv2, lagg_a, lopt_a, lagg and "
-            "lopt, and step multipliers that are numbers."
+            "`learner` must have the parts of one of the recipes velo, celo, celo_adam, sinv6, celo2, celo2_base, "
+            "celo2_direction, small_fc_lopt, mulo, lolv2, lagg_a, lopt_a, lagg and lopt, and step multipliers that are "
+            "numbers."
         )
     parts = _with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
     return {name: np.asarray(array) for name, array in zip(*parts, strict=True)}

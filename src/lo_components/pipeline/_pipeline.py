@@ -88,7 +88,7 @@ class Pipeline(eqx.Module):
             )
 
     def update_rule(self, param: Float[Array | np.ndarray, "*shape"]) -> UpdateRule:
-        """How the size of the update depends on the gradient.
+        """The rule that says how the size of the update depends on the gradient.
 
         **Arguments:**
 

@@ -72,6 +72,8 @@ def celo_update(
     - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][].
     - `key`: for the initial weights.
 
+    **Returns:** the optimizer, with random weights.
+
     ??? cite "Source"
         Moudgil et al., *Celo: Training Versatile Learned Optimizers on a Compute Diet* (arXiv 2501.12670).
     """
@@ -99,6 +101,8 @@ def celo(
     - `step_mult`, `exp_mult`: constants of [`lo_components.steps.DirectionMagnitude`][].
     - `key`: for the initial weights.
 
+    **Returns:** the optimizer, with random weights.
+
     ??? cite "Source"
         Moudgil et al., *Celo: Training Versatile Learned Optimizers on a Compute Diet* (arXiv 2501.12670).
     """
@@ -115,6 +119,8 @@ def celo_adam(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray
     - `lstm_size`: the number of units of the schedule's recurrent network.
     - `step_mult`: the learning rate by which the schedule is multiplied.
     - `key`: for the initial weights.
+
+    **Returns:** the optimizer, with random weights.
 
     ??? cite "Source"
         Moudgil et al. (arXiv 2501.12670), table 5.
@@ -133,6 +139,8 @@ def sinv6(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray) ->
     - `lstm_size`: the number of units of the schedule's recurrent network.
     - `step_mult`: the learning rate by which the schedule is multiplied.
     - `key`: for the initial weights.
+
+    **Returns:** the optimizer, with random weights.
 
     ??? cite "Source"
         The submission `sinv6` to AlgoPerf 2024 (github.com/mlcommons/submissions_algorithms).
@@ -182,6 +190,8 @@ def celo2_base(
     - `hidden_size`, `hidden_layers`: of the MLP.
     - `key`: for the initial weights.
 
+    **Returns:** the optimizer, with random weights.
+
     ??? cite "Source"
         Celo2 (arXiv 2602.19142).
     """
@@ -209,6 +219,8 @@ def celo2(
     - `rest`: the optimizer of the others; by default AdamW with decay rates 0.9 and 0.95.
     - `hidden_size`, `hidden_layers`: of the MLP.
     - `key`: for the initial weights.
+
+    **Returns:** the optimizer, with random weights.
 
     ??? cite "Source"
         Celo2 (arXiv 2602.19142).

@@ -23,7 +23,9 @@ def velo(
     recurrent: bool = True,
     key: PRNGKeyArray,
 ) -> ClippedByValue:
-    """VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it. Needs loss and `num_steps`.
+    """VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it.
+
+    Needs loss and `num_steps`.
 
     **Arguments:**
 
@@ -34,6 +36,8 @@ def velo(
     - `scale`: multiplies the mixed weights; 1 in VeLO-S.
     - `buffer`, `recurrent`: see [`lo_components.controllers.MixingController`][].
     - `key`: for the initial weights.
+
+    **Returns:** the optimizer, with random weights.
 
     ??? cite "Source"
         Metz et al., *VeLO: Training Versatile Learned Optimizers by Scaling Up* (arXiv 2211.09760).

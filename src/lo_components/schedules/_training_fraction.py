@@ -20,10 +20,13 @@ class TrainingFraction(eqx.Module):
 
     @property
     def size(self) -> int:
+        """The number of features."""
         return len(self.fractions)
 
     def __call__(self, progress: Progress) -> Float[Array, " fractions"]:
-        """**Arguments:**
+        """The features, one for each fraction.
+
+        **Arguments:**
 
         - `progress`: the step and the length of training.
 
