@@ -72,8 +72,8 @@ class Guarded(AbstractOptimizer[GuardedState]):
     ) -> tuple[Params, GuardedState]:
         if context.loss_fn is None:
             raise ValueError(
-                "A guarded optimizer compares losses: pass `StepContext(loss_fn=...)` to `update`, or `value_fn=...` to "
-                "that of an optax transformation."
+                "A guarded optimizer compares losses: pass `StepContext(loss_fn=...)` to `update`, or `value_fn=...` "
+                "to that of an optax transformation."
             )
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params, context=context)
         others, fallback = self.fallback.update(grads, state.fallback, params, context=context)
