@@ -2,10 +2,13 @@
 
 from ._base import AbstractFeature as AbstractFeature
 from ._base import Channels as Channels
+from ._combine import Channel as Channel
+from ._combine import ChannelMean as ChannelMean
 from ._combine import Concat as Concat
 from ._combine import MatricesOnly as MatricesOnly
 from ._combine import RMSNormalized as RMSNormalized
 from ._combine import RMSNormalizedMatrices as RMSNormalizedMatrices
+from ._combine import TensorMean as TensorMean
 from ._factored import ColumnSquares as ColumnSquares
 from ._factored import FactoredGradient as FactoredGradient
 from ._factored import FactoredMomenta as FactoredMomenta

@@ -12,13 +12,16 @@ class IdentityHead(AbstractHead):
 
     With it, a feature such as a momentum is the input of a step rule, for rules without a network and for controls of
     experiments.
-
-    **Arguments:**
-
-    - `in_size`: the number of channels.
     """
 
     in_size: int = eqx.field(static=True)
+
+    def __init__(self, in_size: int):
+        """**Arguments:**
+
+        - `in_size`: the number of channels.
+        """
+        self.in_size = in_size
 
     @property
     def out_size(self) -> int:

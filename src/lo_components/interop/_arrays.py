@@ -36,3 +36,12 @@ def filled(learner: LearnerT, parts: Parts, theta: dict[str, Any]) -> LearnerT:
             raise ValueError(f"`theta['{name}']` must be floating point, got {array.dtype}.")
         arrays.append(array.astype(jnp.float32))
     return eqx.tree_at(lambda tree: parts(tree)[1], learner, arrays)
+
+
+def with_decays(learner: Any) -> tuple[list[str], list[Any]]:
+    """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
+    head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
+    layers = range(len(head.weights))
+    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
+    names += ["momentum_decays", "rms_decays", "adafactor_decays"]
+    return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]

@@ -12,8 +12,8 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
-from . import _celo
-from ._arrays import filled, with_defaults
+from . import _celo, _star
+from ._arrays import filled, with_decays, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
@@ -50,13 +50,14 @@ def from_reference(
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"` or `"mlp_lopt"` (LOLv2) for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or
-        `"lopt"` for an aggregator.
+    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"`, `"celo2"`
+        or `"star"` for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or `"lopt"` for an aggregator.
     - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
         for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
         Defaults are those of the reference implementation: `hidden_size` 32 (`small_fc_lopt`: 4), `hidden_layers` 2,
         `step_mult` and `exp_mult` 0.001 (`mulo`: `step_mult` 0.01), `K` 8 workers, and the decay rates of the recipe.
+        `star` has no nominal term and no weight decay by default.
         For `mulo`, `update_multipliers` may give a float for each leaf of the parameters.
 
     **Returns:** the learner; with `update_multipliers`, wrapped in [`lo_components.optimizers.Scaled`][].
@@ -89,7 +90,7 @@ def to_reference(learner: AbstractOptimizer | AbstractAggregator) -> dict[str, n
             "`learner` must have the parts of one of the recipes small_fc_lopt, mulo, lolv2, lagg_a, lopt_a, lagg and "
             "lopt, and step multipliers that are numbers."
         )
-    parts = _with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
+    parts = with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
     return {name: np.asarray(array) for name, array in zip(*parts, strict=True)}
 
 
@@ -173,20 +174,11 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
 
 
 def _filled_with_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    return filled(learner, _with_decays, theta)
+    return filled(learner, with_decays, theta)
 
 
 def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
     return filled(learner, _without_decays, theta)
-
-
-def _with_decays(learner: Any) -> tuple[list[str], list[Any]]:
-    """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
-    head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
-    layers = range(len(head.weights))
-    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
-    names += ["momentum_decays", "rms_decays", "adafactor_decays"]
-    return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]
 
 
 def _without_decays(learner: Any) -> tuple[list[str], list[Any]]:
@@ -202,6 +194,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer |
     "celo2": _celo.celo2,
     "celo_adam": _celo.celo_adam,
     "sinv6": _celo.sinv6,
+    "star": _star.star,
     "velo": _celo.velo,
     "small_fc_lopt": _small_fc_lopt,
     "mulo": _mulo,

@@ -17,4 +17,5 @@ from ._optimizers import mulo as mulo
 from ._optimizers import small_fc_lopt as small_fc_lopt
 from ._options import HeadOptions as HeadOptions
 from ._options import Options as Options
+from ._star import star as star
 from ._velo import velo as velo

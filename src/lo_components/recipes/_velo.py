@@ -23,7 +23,9 @@ def velo(
     recurrent: bool = True,
     key: PRNGKeyArray,
 ) -> ClippedByValue:
-    """VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it. Needs loss and `num_steps`.
+    """The optimizer VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it.
+
+    Needs loss and `num_steps`.
 
     **Arguments:**
 

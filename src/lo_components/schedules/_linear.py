@@ -20,7 +20,9 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(out_size, jnp.float32)
 
     def __call__(self, x: Float[Array, "*batch in_size"]) -> Float[Array, "*batch out_size"]:
-        """**Arguments:**
+        """The outputs.
+
+        **Arguments:**
 
         - `x`: the inputs.
         """

@@ -27,8 +27,8 @@ class LossBuffer(eqx.Module):
 
     Ten moving averages of the loss with decay rates $d_j = e^{-1/h_j}$, where $h_j$ lies between 10 and $n$, in equal
     ratios. A loss above twice the largest average counts as that much. With bias-corrected averages $c_j$ and their
-    lowest values so far $l_j$, the features are $(c_j - l_j) / \max(10^{-8}, c_{j+1} - l_j) - 1$ within $\pm 1$: -1 for a
-    falling loss, and 0 in the first two steps.
+    lowest values so far $l_j$, the features are $(c_j - l_j) / \max(10^{-8}, c_{j+1} - l_j) - 1$ within $\pm 1$: -1 for
+    a falling loss, and 0 in the first two steps.
 
     **Arguments:**
 

@@ -23,7 +23,9 @@ class TrainingFraction(eqx.Module):
         return len(self.fractions)
 
     def __call__(self, progress: Progress) -> Float[Array, " fractions"]:
-        """**Arguments:**
+        """The values for one step.
+
+        **Arguments:**
 
         - `progress`: the step and the length of training.
 
