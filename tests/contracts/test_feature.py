@@ -30,6 +30,8 @@ TABLE = [
     ft.WorkerDeltas(2),
     ft.PooledWorkerDeltas(3, key=jax.random.key(0)),
     ft.ClippedGradient(0.1),
+    ft.LogAndSign(),
+    ft.Recurrent(2),
     ft.NormalizedGradient(),
     ft.RMSNormalizedMatrices(ft.Concat(ft.Gradient(), ft.Momenta(2))),
     ft.MatricesOnly(ft.RowSquares(2)),
@@ -41,7 +43,11 @@ TABLE = [
 _ONE_SQUARE = (ft.NormalizedMomenta, ft.NormalizedGradient)
 every_feature = pytest.mark.parametrize("feature", TABLE, ids=lambda f: type(f).__name__)
 
-_ACCUMULATORS = (acc.Momentum((0.5, 0.9)), acc.FactoredSquares((0.5, 0.9)))
+_ACCUMULATORS = (
+    acc.Momentum((0.5, 0.9)),
+    acc.FactoredSquares((0.5, 0.9)),
+    acc.RecurrentNetwork(ft.Gradient(), (2,), key=jax.random.key(0)),
+)
 
 
 def _view(feature, grad, keep=None):

@@ -20,7 +20,9 @@ from ._moments import NormalizedMomenta as NormalizedMomenta
 from ._moments import Squares as Squares
 from ._raw import ClippedGradient as ClippedGradient
 from ._raw import Gradient as Gradient
+from ._raw import LogAndSign as LogAndSign
 from ._raw import Parameter as Parameter
+from ._recurrent import Recurrent as Recurrent
 from ._time import TimeEmbedding as TimeEmbedding
 from ._workers import PooledWorkerDeltas as PooledWorkerDeltas
 from ._workers import WorkerDeltas as WorkerDeltas
