@@ -80,7 +80,9 @@ class TensorView(eqx.Module):
         return value
 
     def means(self, values: Float[Array, "c *shape"]) -> Float[Array, " c"]:
-        """The mean over the tensor of each channel, without padding. The view must show the whole tensor.
+        """The mean over the tensor of each channel, without padding; 0 if the tensor is empty.
+
+        The view must show the whole tensor.
 
         **Arguments:**
 
@@ -88,7 +90,7 @@ class TensorView(eqx.Module):
         """
         axes = tuple(range(1, values.ndim))
         if self.counted is None:
-            return jnp.mean(values, axis=axes)
+            return jnp.sum(values, axis=axes) / max(1, math.prod(values.shape[1:]))
         return jnp.sum(jnp.where(self.counted[None], values, 0.0), axis=axes) / self._num_elements()
 
     def _num_elements(self) -> Float[Array, ""]:

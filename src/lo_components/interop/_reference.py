@@ -12,7 +12,7 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
-from . import _celo, _l2l, _star
+from . import _celo, _l2l, _nn_adam, _star
 from ._arrays import filled, with_decays, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
@@ -50,8 +50,9 @@ def from_reference(
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"`, `"celo2"`,
-        `"star"` or `"l2l_lstm"` for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or `"lopt"` for an aggregator.
+    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"`,
+        `"celo2"`, `"star"`, `"nn_adam"` or `"l2l_lstm"` for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or `"lopt"`
+        for an aggregator.
     - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
         for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
@@ -195,6 +196,7 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer |
     "celo_adam": _celo.celo_adam,
     "sinv6": _celo.sinv6,
     "star": _star.star,
+    "nn_adam": _nn_adam.nn_adam,
     "l2l_lstm": _l2l.l2l_lstm,
     "velo": _celo.velo,
     "small_fc_lopt": _small_fc_lopt,
