@@ -27,14 +27,16 @@ def _run(optimizer, grads, params, steps=3):
     return updates, state
 
 
-def test_at_first_it_is_adam_without_bias_correction(getkey):
+@pytest.mark.parametrize(("size", "eps"), [(1.0, 1e-3), (1e-5, 1e-8)])
+def test_at_first_it_is_adam_without_bias_correction(size, eps, getkey):
     params, grads = (normal_tree({"w": (3, 2)}, getkey()) for _ in range(2))
-    updates, state = _run(NNAdam(4, learning_rate=0.02, b1=0.8, b2=0.95, eps=1e-3, key=getkey()), grads, params, 2)
+    grads = {"w": size * grads["w"]}
+    updates, state = _run(NNAdam(4, learning_rate=0.02, b1=0.8, b2=0.95, eps=eps, key=getkey()), grads, params, 2)
     g = np.asarray(grads["w"])
     m, v = g * (1 - 0.8**2), g**2 * (1 - 0.95**2)
-    np.testing.assert_allclose(updates["w"], -0.02 * 1.001 * m / (1e-3 + np.sqrt(v + 1e-10)), rtol=1e-4)
-    np.testing.assert_allclose(state.m["w"], m, rtol=1e-5)
-    np.testing.assert_allclose(state.v["w"], v, rtol=1e-5)
+    np.testing.assert_allclose(updates["w"], -0.02 * (1 + eps) * m / (eps + np.sqrt(v + 1e-10)), rtol=1e-4)
+    np.testing.assert_allclose(state.m["w"], m, rtol=1e-4)
+    np.testing.assert_allclose(state.v["w"], v, rtol=1e-4)
 
 
 def test_tensors_of_one_shape_are_updated_as_if_alone(optimizer, getkey):
