@@ -9,7 +9,13 @@ import pkgutil
 from helpers import SOURCE, public_objects
 
 # Bodies that may be overridden: a wrapper's forwards, and two defaults that save most subclasses a line.
-OVERRIDABLE = {"AbstractTaskWrapper", "AbstractFeature.requires", "AbstractFeature.pointwise", "AbstractHead.blockwise"}
+OVERRIDABLE = {
+    "AbstractTaskWrapper",
+    "AbstractFeature.requires",
+    "AbstractFeature.pointwise",
+    "AbstractHead.blockwise",
+    "AbstractStepRule.requires",
+}
 # Strings that may be compared with a constant. They describe data, or come from elsewhere; none chooses an algorithm.
 COMPARED = {
     "split": "names a part of a data set",

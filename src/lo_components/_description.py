@@ -106,6 +106,9 @@ def describe(
             return items if type(node) is list else {"tuple": items}
         if type(node) is dict and {type(key) for key in node} in _KEYS:
             return {"dict": [[key, at(_join(name, key), value)] for key, value in node.items()]}
+        if (names := _state_fields(type(node))) is not None and class_name(type(node)) in _library():
+            fields = {field: at(_join(name, field), getattr(node, field)) for field in names}
+            return {"class": class_name(type(node)), "fields": fields}
         if dataclasses.is_dataclass(node) and not isinstance(node, type):
             classes.add(type(node))
             names = [f.name for f in dataclasses.fields(node) if not (_is_preset(f) and f.name not in vars(node))]
@@ -170,11 +173,17 @@ def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, ty
         cls = _library().get(class_name) or classes.get(class_name)
         if cls is None:
             raise ValueError(f"has a `{class_name}` at `{name}`, {_way_out(class_name)}")
-        possible = {field.name: _is_preset(field) for field in dataclasses.fields(cls)}
+        names = _state_fields(cls)
+        if names is not None:
+            possible = dict.fromkeys(names, False)
+        else:
+            possible = {field.name: _is_preset(field) for field in dataclasses.fields(cls)}
         if unknown := set(fields) - set(possible):
             raise ValueError(f"has a `{class_name}` at `{name}` with an unknown field `{min(unknown)}`")
         if missing := {field for field, preset in possible.items() if not preset} - set(fields):
             raise ValueError(f"has a `{class_name}` at `{name}` without its field `{min(missing)}`")
+        if names is not None:
+            return cls(**{field: at(_join(name, field), value) for field, value in fields.items()})
         made = object.__new__(cls)
         for field, value in fields.items():
             object.__setattr__(made, field, at(_join(name, field), value))
@@ -283,6 +292,11 @@ def _way_out(class_name: str) -> str:
     return f"which is not part of this library: pass that class, `load(path, classes=[{name}])`"
 
 
+def _state_fields(cls: Any) -> tuple[str, ...] | None:
+    """The fields of a `NamedTuple`, as states are, also the initial ones that are learned; `None` for other classes."""
+    return getattr(cls, "_fields", None) if isinstance(cls, type) and issubclass(cls, tuple) else None
+
+
 def _concrete(cls: Any) -> bool:
     marks = ("__abstractmethods__", "__abstractvars__", "__abstractclassvars__")
     return isinstance(cls, type) and dataclasses.is_dataclass(cls) and not any(getattr(cls, m, ()) for m in marks)
@@ -290,10 +304,10 @@ def _concrete(cls: Any) -> bool:
 
 @functools.cache
 def _library() -> dict[str, type]:
-    """The concrete dataclasses of this library, all of which are imported with it."""
+    """The concrete dataclasses and states of this library, all of which are imported with it."""
     modules = [m for name, m in sys.modules.items() if name.split(".")[0] == PACKAGE]
-    classes = [cls for m in modules for cls in vars(m).values() if _concrete(cls) and cls.__module__ == m.__name__]
-    return {class_name(cls): cls for cls in classes}
+    known = [(m, cls) for m in modules for cls in vars(m).values() if _concrete(cls) or _state_fields(cls) is not None]
+    return {class_name(cls): cls for m, cls in known if cls.__module__ == m.__name__}
 
 
 @functools.cache

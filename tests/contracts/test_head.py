@@ -15,11 +15,14 @@ TABLE = [
     heads.LinearHead(5, 2, key=_KEY),
     heads.MLPHead(5, 2, hidden_size=3, hidden_layers=1, key=_KEY),
     heads.MLPHead(5, 2, hidden_size=32, hidden_layers=2, key=_KEY),
+    heads.MixedMLPHead(5, 2, num_networks=3, hidden_size=3, hidden_layers=1, scale=3.0, key=_KEY),
+    heads.IdentityHead(5),
 ]
-every_head = pytest.mark.parametrize("head", TABLE, ids=["linear", "small_mlp", "large_mlp"])
+every_head = pytest.mark.parametrize("head", TABLE, ids=["linear", "small_mlp", "large_mlp", "mixed_mlp", "identity"])
 
-VIEW = view_of(jnp.zeros((6, 4)))
-ROWS = view_of(jnp.zeros((2, 4)))
+_CONTROLS = jnp.array([0.5, -1.0, 2.0])
+VIEW = view_of(jnp.zeros((6, 4)), controls=_CONTROLS)
+ROWS = view_of(jnp.zeros((2, 4)), controls=_CONTROLS)
 
 apply = eqx.filter_jit(lambda head, features, view=VIEW: head(features, view))
 
@@ -41,9 +44,9 @@ def test_the_table_holds_every_head(concrete_classes):
 
 @every_head
 def test_outputs_have_the_declared_number_and_the_shape_of_the_tensor(head, features):
-    assert (head.in_size, head.out_size) == (5, 2)
+    assert (head.in_size, head.out_size) == (5, 5 if isinstance(head, heads.IdentityHead) else 2)
     out = apply(head, features)
-    assert (out.shape, out.dtype) == ((2, 6, 4), jnp.float32)
+    assert (out.shape, out.dtype) == ((head.out_size, 6, 4), jnp.float32)
     assert isinstance(head.blockwise, bool)
 
 

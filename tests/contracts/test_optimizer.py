@@ -7,12 +7,53 @@ import optax
 import pytest
 from helpers import SGD, Adam, assert_close, normal_tree
 
+from lo_components import accumulators as acc
+from lo_components import features as ft
 from lo_components import optimizers, recipes
-from lo_components.optimizers import Clipped, Decayed, OptaxOptimizer, Scaled, StepContext, as_optax
+from lo_components.controllers import AbstractController, MomentSummary
+from lo_components.heads import IdentityHead
+from lo_components.optimizers import (
+    Clipped,
+    ClippedByValue,
+    ControlledOptimizer,
+    Decayed,
+    NNAdam,
+    OptaxOptimizer,
+    Partitioned,
+    Scaled,
+    Scheduled,
+    StepContext,
+    as_optax,
+)
+from lo_components.pipeline import Pipeline
+from lo_components.schedules import OptaxSchedule
+from lo_components.steps import Direction, TimesLastControl
+
+
+class _Sums(AbstractController):
+    """One control for each tensor, the sum of its summary."""
+
+    in_size: int = eqx.field(default=8, init=False, static=True)
+    out_size: int = eqx.field(default=1, init=False, static=True)
+
+    def init(self, num_tensors):
+        return jnp.zeros((num_tensors, 1))
+
+    def __call__(self, summaries, state, progress):
+        state = state + jnp.sum(summaries, axis=1, keepdims=True)
+        return state, state
+
 
 SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
 SCALES = {"w": 0.5, "b": 2.0, "empty": 1.0}
 _LEARNED = recipes.lolv2(hidden_size=2, decays=(0.5, 0.9), key=jax.random.key(0))
+_CONTROLLED = Pipeline(
+    (acc.Momentum((0.9,)), acc.SquaredMomentum((0.9,))),
+    ft.Momenta(1),
+    IdentityHead(1),
+    Direction(0.1),
+    (TimesLastControl(),),
+)
 TABLE = [
     _LEARNED,
     Adam(0.1),
@@ -22,6 +63,11 @@ TABLE = [
     Clipped(_LEARNED, 0.5),
     Clipped(Scaled(Adam(0.1), SCALES), 0.5),
     Decayed(Scaled(_LEARNED, SCALES), 0.01),
+    ClippedByValue(_LEARNED, 0.5),
+    Scheduled(_LEARNED, OptaxSchedule(optax.cosine_decay_schedule, 1.0, decay_steps=10)),
+    Partitioned(_LEARNED, Adam(0.1)),
+    NNAdam(3, learning_rate=0.1, key=jax.random.key(0)),
+    ControlledOptimizer(_Sums(), MomentSummary(1), _CONTROLLED),
 ]
 every_optimizer = pytest.mark.parametrize("optimizer", TABLE, ids=lambda o: type(o).__name__)
 

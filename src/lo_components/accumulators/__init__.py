@@ -9,4 +9,7 @@ from ._moments import FirstMoment as FirstMoment
 from ._moments import Momentum as Momentum
 from ._moments import SecondMoment as SecondMoment
 from ._moments import SquaredMomentum as SquaredMomentum
+from ._recurrent import HiddenUnits as HiddenUnits
+from ._recurrent import RecurrentNetwork as RecurrentNetwork
+from ._recurrent import RecurrentState as RecurrentState
 from ._view import TensorView as TensorView

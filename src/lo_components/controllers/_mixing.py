@@ -38,6 +38,7 @@ class MixingController(AbstractController[MixingState]):
     skip: Linear
     rectified: Linear
     lstm: LSTM
+    start: LSTMState
     readout: Linear
     recurrent: bool = eqx.field(static=True)
 
@@ -66,6 +67,7 @@ class MixingController(AbstractController[MixingState]):
         self.skip = Linear(inputs, size, key=skip)
         self.rectified = Linear(inputs, size, key=rectified)
         self.lstm = LSTM(size, size, key=lstm)
+        self.start = self.lstm.zeros()
         self.readout = Linear(size, out_size, key=readout)
         self.recurrent = recurrent
 
@@ -78,8 +80,7 @@ class MixingController(AbstractController[MixingState]):
         return self.readout.weight.shape[1]
 
     def init(self, num_tensors: int) -> MixingState:
-        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tensors, *x.shape)), self.lstm.start)
-        return MixingState(self.buffer.init(), rows)
+        return MixingState(self.buffer.init(), self.start.repeated(num_tensors))
 
     def __call__(
         self, summaries: Float[Array, "tensors in_size"], state: MixingState, progress: Progress

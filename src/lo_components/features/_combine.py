@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,8 +41,7 @@ class RMSNormalized(AbstractFeature):
     $x\,(\epsilon + \mathrm{mean}(x^2))^{-1/2}$.
 
     Invariant to the scale of the channel as long as its mean square is well above $\epsilon$. The normalizer is a lazy
-    scale, so no normalized copy of the channel is written. For an empty tensor the mean counts as 0.
-    """
+    scale, so no normalized copy of the channel is written. For an empty tensor the mean counts as 0."""
 
     feature: AbstractFeature
     eps: float = eqx.field(static=True)
@@ -75,8 +76,7 @@ class RMSNormalizedMatrices(AbstractFeature):
     r"""Divide every channel of a feature by its root mean square over the last two axes, as Celo2 does.
 
     Tensors of rank 1 or 2 are normalized as by [`lo_components.features.RMSNormalized`][]; in tensors of higher rank,
-    such as the kernels of convolutions, each matrix has its own root mean square.
-    """
+    such as the kernels of convolutions, each matrix has its own root mean square."""
 
     feature: AbstractFeature
     eps: float = eqx.field(static=True)
@@ -134,3 +134,87 @@ class MatricesOnly(AbstractFeature):
         if view.param.ndim < 2:
             return (Channels(view.spread(jnp.zeros(self.size, jnp.float32))),)
         return self.feature(view)
+
+
+class Channel(AbstractFeature):
+    """One channel of another feature."""
+
+    feature: AbstractFeature
+    index: int = eqx.field(static=True)
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    def __init__(self, feature: AbstractFeature, index: int):
+        """**Arguments:**
+
+        - `feature`: the other feature, whose channels are not normalized.
+        - `index`: which one; -1 is the last.
+        """
+        self.feature = feature
+        self.index = index
+
+    @property
+    def pointwise(self) -> bool:
+        return self.feature.pointwise
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        channels = [x for group in self.feature(view) for x in unnormalized(group)]
+        return (Channels(channels[self.index][None]),)
+
+
+class ChannelMean(AbstractFeature):
+    r"""The mean $\frac1c \sum_i x_i$ of the channels of another feature, one channel.
+
+    Of [`lo_components.features.Momenta`][] it is the direction of AggMo.
+
+    ??? cite "Source"
+        Lucas et al., *Aggregated Momentum* (arXiv 1804.00325)."""
+
+    feature: AbstractFeature
+    size: int = eqx.field(default=1, init=False, static=True)
+
+    def __init__(self, feature: AbstractFeature):
+        """**Arguments:**
+
+        - `feature`: the other feature, whose channels are not normalized.
+        """
+        self.feature = feature
+
+    @property
+    def pointwise(self) -> bool:
+        return self.feature.pointwise
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        totals = [jnp.sum(unnormalized(group), axis=0, keepdims=True) for group in self.feature(view)]
+        return (Channels(functools.reduce(jnp.add, totals) / self.feature.size),)
+
+
+class TensorMean(AbstractFeature):
+    """The mean over the tensor of each channel of another feature."""
+
+    feature: AbstractFeature
+
+    def __init__(self, feature: AbstractFeature):
+        """**Arguments:**
+
+        - `feature`: the other feature, whose channels are not normalized.
+        """
+        self.feature = feature
+
+    @property
+    def size(self) -> int:
+        return self.feature.size
+
+    @property
+    def requires(self) -> frozenset[type]:
+        return self.feature.requires
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        return tuple(Channels(view.spread(view.means(unnormalized(group)))) for group in self.feature(view))

@@ -1,3 +1,4 @@
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -75,3 +76,28 @@ class Controls(AbstractFeature):
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         return (Channels(view.spread(view.required("controls"))),)
+
+
+class LogAndSign(AbstractFeature):
+    r"""The size and the sign of the gradient, two channels: $\max(\ln(|g| + \epsilon) / k, -1)$, and $g\, e^k$ within
+    $\pm 1$.
+
+    Above $e^{-k}$ the first shows the size on a logarithmic scale, and the second is the sign; below, the first is -1,
+    and the second is linear in the gradient. $\epsilon = 2^{-23}$.
+
+    **Arguments:**
+
+    - `k`: $k$.
+
+    ??? cite "Source"
+        Andrychowicz et al. (arXiv 1606.04474), appendix A, with the epsilon of their code.
+    """
+
+    pointwise: ClassVar[bool] = True
+    k: float | int = eqx.field(default=5.0, static=True)
+    size: int = eqx.field(default=2, init=False, static=True)
+
+    def __call__(self, view: TensorView) -> tuple[Channels, ...]:
+        log = jnp.maximum(jnp.log(jnp.abs(view.grad) + 2.0**-23) / self.k, -1.0)
+        sign = jnp.clip(view.grad * math.exp(self.k), -1.0, 1.0)
+        return (Channels(jnp.stack([log, sign])),)

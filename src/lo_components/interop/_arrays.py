@@ -47,3 +47,12 @@ def same_parts(learner: Any, other: Any) -> bool:
         return jax.tree.structure(tree), leaves
 
     return facts(learner) == facts(other)
+
+
+def with_decays(learner: Any) -> tuple[list[str], list[Any]]:
+    """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
+    head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
+    layers = range(len(head.weights))
+    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
+    names += ["momentum_decays", "rms_decays", "adafactor_decays"]
+    return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]

@@ -265,8 +265,8 @@ def _recurrent(network: Any, readout: str) -> tuple[list[str], list[Any]]:
     }
     arrays = {f"rnn_params/{name}/w": layer.weight for name, layer in layers.items()}
     arrays |= {f"rnn_params/{name}/b": layer.bias for name, layer in layers.items()}
-    start = network.lstm
-    arrays |= {"lstm_init_state/hidden": start.start_hidden, "lstm_init_state/cell": start.start_cell}
+    start = network.start
+    arrays |= {"lstm_init_state/hidden": start.hidden, "lstm_init_state/cell": start.cell}
     return list(arrays), list(arrays.values())
 
 

@@ -12,8 +12,8 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
-from . import _celo, _rnn_mlp
-from ._arrays import filled, with_defaults
+from . import _celo, _l2l, _nn_adam, _rnn_mlp, _star
+from ._arrays import filled, with_decays, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
 
@@ -50,8 +50,9 @@ def from_reference(
 
     **Arguments:**
 
-    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"` or
-        `"celo2"` for an optimizer; `"lagg_a"`, `"lopt_a"`, `"lagg"` or `"lopt"` for an aggregator.
+    - `kind`: `"small_fc_lopt"`, `"mulo"`, `"mlp_lopt"` (LOLv2), `"velo"`, `"celo"`, `"celo_adam"`, `"sinv6"`,
+        `"celo2"`, `"rnn_mlp"`, `"star"`, `"nn_adam"` or `"l2l_lstm"` for an optimizer; `"lagg_a"`, `"lopt_a"`,
+        `"lagg"` or `"lopt"` for an aggregator.
     - `theta`: the arrays under the reference implementation's flat names, such as `"nn/~/w0"` or `"momentum_decays"`,
         for instance the result of [`lo_components.weights.read_arrays`][].
     - `config`: the hyperparameters under the reference implementation's names; `kind`, `T` and `num_steps` are ignored.
@@ -99,7 +100,7 @@ def to_reference(learner: AbstractOptimizer | AbstractAggregator) -> dict[str, n
             "celo2_direction, small_fc_lopt, mulo, lolv2, lagg_a, lopt_a, lagg and lopt, and step multipliers that are "
             "numbers."
         )
-    parts = _with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
+    parts = with_decays(inner) if len(inner.pipeline.accumulators) == 3 else _without_decays(inner)
     return {name: np.asarray(array) for name, array in zip(*parts, strict=True)}
 
 
@@ -183,20 +184,11 @@ def _aggregator(recipe: Callable[..., LearnedAggregator], defaults: dict[str, An
 
 
 def _filled_with_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
-    return filled(learner, _with_decays, theta)
+    return filled(learner, with_decays, theta)
 
 
 def _filled_without_decays(learner: LearnedT, theta: dict[str, Any]) -> LearnedT:
     return filled(learner, _without_decays, theta)
-
-
-def _with_decays(learner: Any) -> tuple[list[str], list[Any]]:
-    """The names and the arrays of a learner with three accumulators, whose decay rates are learned."""
-    head, accumulators = learner.pipeline.head, learner.pipeline.accumulators
-    layers = range(len(head.weights))
-    names = [f"nn/~/w{i}" for i in layers] + [f"nn/~/b{i}" for i in layers]
-    names += ["momentum_decays", "rms_decays", "adafactor_decays"]
-    return names, [*head.weights, *head.biases, *(a.decays.offset for a in accumulators)]
 
 
 def _without_decays(learner: Any) -> tuple[list[str], list[Any]]:
@@ -213,6 +205,9 @@ _KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], AbstractOptimizer |
     "celo_adam": _celo.celo_adam,
     "rnn_mlp": _rnn_mlp.rnn_mlp,
     "sinv6": _celo.sinv6,
+    "star": _star.star,
+    "nn_adam": _nn_adam.nn_adam,
+    "l2l_lstm": _l2l.l2l_lstm,
     "velo": _celo.velo,
     "small_fc_lopt": _small_fc_lopt,
     "mulo": _mulo,

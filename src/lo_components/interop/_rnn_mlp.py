@@ -45,5 +45,5 @@ def _parts(learner: Any) -> tuple[list[str], list[Any]]:
     arrays |= {f"ffmod_params/mlp/~/linear_{i}/w": weight for i, weight in enumerate(head.weights)}
     arrays |= {f"ffmod_params/mlp/~/linear_{i}/b": bias for i, bias in enumerate(head.biases)}
     arrays |= {"initial_from_mlp": inner.from_mlp, "initial_from_lstm": inner.from_lstm}
-    arrays |= {"lstm_init_state/hidden": inner.lstm.start_hidden, "lstm_init_state/cell": inner.lstm.start_cell}
+    arrays |= {"lstm_init_state/hidden": inner.start.hidden, "lstm_init_state/cell": inner.start.cell}
     return list(arrays), list(arrays.values())

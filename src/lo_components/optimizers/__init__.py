@@ -9,6 +9,8 @@ from ._controlled import ControlledState as ControlledState
 from ._guarded import Guarded as Guarded
 from ._guarded import GuardedState as GuardedState
 from ._learned import LearnedOptimizer as LearnedOptimizer
+from ._nn_adam import NNAdam as NNAdam
+from ._nn_adam import NNAdamState as NNAdamState
 from ._optax import OptaxOptimizer as OptaxOptimizer
 from ._optax import as_optax as as_optax
 from ._optax import as_optimizer as as_optimizer

@@ -56,6 +56,7 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
         other outputs are messages.
     - `lstm`: the recurrent network.
     - `to_mlp`, `to_lstm`: its messages to the MLP of its tensor and to all rows of the next step.
+    - `start`: the first state of the recurrent network.
     - `from_mlp`, `from_lstm`: the first messages.
 
     ??? cite "Source"
@@ -66,6 +67,7 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
     lstm: LSTM
     to_mlp: Linear
     to_lstm: Linear
+    start: LSTMState
     from_mlp: Float[Array, " m"]
     from_lstm: Float[Array, " l"]
 
@@ -80,7 +82,7 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
     def init(self, params: Params) -> RNNMLPState:
         step, accumulators = init_tree(self.pipeline, params)
         count, zero = len(nonempty(params)), jnp.zeros((), jnp.float32)
-        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), (self.lstm.start, self.from_mlp))
+        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), (self.start, self.from_mlp))
         return RNNMLPState(step, accumulators, *rows, self.from_lstm, zero, zero)
 
     @checked_update

@@ -72,11 +72,12 @@ class Pipeline(eqx.Module):
         twice = {kind.__name__ for kind in produced if produced.count(kind) > 1}
         if twice:
             raise ValueError(f"Two accumulators produce the same statistic: {', '.join(sorted(twice))}.")
-        missing = sorted(kind.__name__ for kind in self.features.requires - set(produced))
+        required = self.features.requires | self.step_rule.requires
+        missing = sorted(kind.__name__ for kind in required - set(produced))
         if missing:
             raise ValueError(
-                f"The features require {', '.join(missing)}, which no accumulator produces; add one that does "
-                f"(given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
+                f"The features or the step rule require {', '.join(missing)}, which no accumulator produces; add one "
+                f"that does (given: {', '.join(kind.__name__ for kind in produced) or 'none'})."
             )
         if self.head.in_size != self.features.size:
             raise ValueError(
@@ -88,7 +89,7 @@ class Pipeline(eqx.Module):
             )
 
     def update_rule(self, param: Float[Array | np.ndarray, "*shape"]) -> UpdateRule:
-        """The rule that says how the size of the update depends on the gradient.
+        """The rule by which the size of the update depends on the gradient.
 
         **Arguments:**
 

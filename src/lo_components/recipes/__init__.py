@@ -12,10 +12,13 @@ from ._celo import celo2_direction as celo2_direction
 from ._celo import celo_adam as celo_adam
 from ._celo import celo_update as celo_update
 from ._celo import sinv6 as sinv6
+from ._l2l import l2l_lstm as l2l_lstm
+from ._nn_adam import nn_adam as nn_adam
 from ._optimizers import lolv2 as lolv2
 from ._optimizers import mulo as mulo
 from ._optimizers import small_fc_lopt as small_fc_lopt
 from ._options import HeadOptions as HeadOptions
 from ._options import Options as Options
 from ._rnn_mlp import rnn_mlp as rnn_mlp
+from ._star import star as star
 from ._velo import velo as velo

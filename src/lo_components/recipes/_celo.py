@@ -64,7 +64,7 @@ def velo_features(eps: float) -> tuple[ft.AbstractFeature, ft.AbstractFeature]:
 def celo_update(
     *, hidden_size: int = 4, hidden_layers: int = 2, step_mult: float = 1e-3, exp_mult: float = 1e-3, key: PRNGKeyArray
 ) -> LearnedOptimizer:
-    """Celo without its schedule, as in the first phase of its meta-training.
+    """The optimizer Celo without its schedule, as in the first phase of its meta-training.
 
     **Arguments:**
 
@@ -92,7 +92,9 @@ def celo(
     exp_mult: float = 1e-3,
     key: PRNGKeyArray,
 ) -> ClippedByValue:
-    """Celo: a small MLP for each parameter, and one learned schedule for the whole model. Needs loss and `num_steps`.
+    """The optimizer Celo: a small MLP for each parameter, and one learned schedule for the whole model.
+
+    Needs loss and `num_steps`.
 
     **Arguments:**
 
@@ -112,7 +114,7 @@ def celo(
 
 
 def celo_adam(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray) -> ClippedByValue:
-    """Celo-Adam: Adam with the learned schedule of Celo. Needs loss and `num_steps`.
+    """The optimizer Celo-Adam: Adam with the learned schedule of Celo. Needs loss and `num_steps`.
 
     **Arguments:**
 
@@ -130,7 +132,7 @@ def celo_adam(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray
 
 
 def sinv6(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray) -> ClippedByValue:
-    """Sinv6: Adam without bias correction, in steps of a parameter's size, with a learned schedule.
+    """The optimizer Sinv6: Adam without bias correction, in steps of a parameter's size, with a learned schedule.
 
     Needs loss and `num_steps`. Its weights have the arrays of Celo-Adam's, but mean something else.
 
@@ -180,7 +182,7 @@ def celo2_direction(
 def celo2_base(
     learning_rate: float, *, weight_decay: float = 0.0, hidden_size: int = 8, hidden_layers: int = 2, key: PRNGKeyArray
 ) -> Scheduled:
-    """Celo2-base: a fixed step size times a learned direction, for all tensors.
+    """The optimizer Celo2-base: a fixed step size times a learned direction, for all tensors.
 
     **Arguments:**
 
@@ -209,7 +211,7 @@ def celo2(
     hidden_layers: int = 2,
     key: PRNGKeyArray,
 ) -> Partitioned:
-    """Celo2: orthogonalized learned updates for matrices, AdamW for vectors and embeddings.
+    """The optimizer Celo2: orthogonalized learned updates for matrices, AdamW for vectors and embeddings.
 
     **Arguments:**
 

@@ -65,11 +65,13 @@ def rnn_mlp(
     def first(key: PRNGKeyArray, size: int):
         return jax.random.truncated_normal(key, -2.0, 2.0, (size,), jnp.float32) / (0.87962566 * size**0.5)
 
+    recurrent = LSTM(in_size, lstm_size, key=lstm)
     optimizer = RNNMLP(
         pipeline,
-        LSTM(in_size, lstm_size, key=lstm),
+        recurrent,
         Linear(lstm_size, to_mlp, key=mlp_message),
         Linear(lstm_size, from_lstm, key=lstm_message),
+        recurrent.zeros(),
         first(first_mlp, from_mlp),
         first(first_lstm, from_lstm),
     )

@@ -23,7 +23,7 @@ def velo(
     recurrent: bool = True,
     key: PRNGKeyArray,
 ) -> ClippedByValue:
-    """VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it.
+    """The optimizer VeLO: a recurrent network for each tensor mixes the weights of the MLP that updates it.
 
     Needs loss and `num_steps`.
 

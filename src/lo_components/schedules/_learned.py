@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._lstm import LSTM, LSTMState
 from ._base import AbstractSchedule, Progress
 from ._linear import Linear
 from ._loss_buffer import LossBuffer, LossBufferState
-from ._lstm import LSTM, LSTMState
 from ._training_fraction import TrainingFraction
 
 StateT = TypeVar("StateT")
@@ -43,6 +43,7 @@ class LearnedSchedule(AbstractSchedule[LearnedScheduleState]):
     skip: Linear
     rectified: Linear
     lstm: LSTM
+    start: LSTMState
     readout: Linear
 
     def __init__(self, size: int = 64, *, key: PRNGKeyArray):
@@ -57,10 +58,11 @@ class LearnedSchedule(AbstractSchedule[LearnedScheduleState]):
         self.skip = Linear(in_size, size, key=skip)
         self.rectified = Linear(in_size, size, key=rectified)
         self.lstm = LSTM(size, size, key=lstm)
+        self.start = self.lstm.zeros()
         self.readout = Linear(size, 1, key=readout)
 
     def init(self) -> LearnedScheduleState:
-        return LearnedScheduleState(self.buffer.init(), self.lstm.start)
+        return LearnedScheduleState(self.buffer.init(), self.start)
 
     def __call__(
         self, state: LearnedScheduleState, progress: Progress

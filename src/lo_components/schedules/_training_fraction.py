@@ -24,7 +24,7 @@ class TrainingFraction(eqx.Module):
         return len(self.fractions)
 
     def __call__(self, progress: Progress) -> Float[Array, " fractions"]:
-        """The features, one for each fraction.
+        """The values for one step.
 
         **Arguments:**
 

@@ -14,7 +14,7 @@ class AbstractTransform(eqx.Module):
 
     @abc.abstractmethod
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
-        """The rule that says how the size of the transformed update depends on gradient and parameter.
+        """The rule by which the size of the transformed update depends on gradient and parameter.
 
         **Arguments:**
 

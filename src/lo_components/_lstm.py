@@ -17,12 +17,16 @@ class LSTMState(NamedTuple):
     hidden: Float[Array, "*batch size"]
     cell: Float[Array, "*batch size"]
 
+    def repeated(self, *batch: int) -> "LSTMState":
+        """A state with leading axes of the sizes `batch`, the same along these."""
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), self)
+
 
 class LSTM(eqx.Module):
     r"""A long short-term memory cell, with 1 added to the argument of the forget gate.
 
     With $(i, g, f, o) = [x, h]\, W + b$: $c' = \sigma(f + 1)\, c + \sigma(i) \tanh g$ and $h' = \sigma(o) \tanh c'$.
-    The initial state is learned and starts at zero.
+    States have no part in the cell: a learner that learns the first one holds it beside the cell.
 
     ??? cite "Source"
         The cell of Haiku and Sonnet, which published learned optimizers use.
@@ -30,8 +34,6 @@ class LSTM(eqx.Module):
 
     weight: Float[Array, "inputs gates"]
     bias: Float[Array, " gates"]
-    start_hidden: Float[Array, " size"]
-    start_cell: Float[Array, " size"]
 
     def __init__(self, in_size: int, size: int, *, key: PRNGKeyArray):
         """**Arguments:**
@@ -43,13 +45,15 @@ class LSTM(eqx.Module):
         rows = in_size + size
         self.weight = jax.random.truncated_normal(key, -2.0, 2.0, (rows, 4 * size), jnp.float32) * rows**-0.5
         self.bias = jnp.zeros(4 * size, jnp.float32)
-        self.start_hidden = jnp.zeros(size, jnp.float32)
-        self.start_cell = jnp.zeros(size, jnp.float32)
 
     @property
-    def start(self) -> LSTMState:
-        """The initial state."""
-        return LSTMState(self.start_hidden, self.start_cell)
+    def size(self) -> int:
+        """The number of units."""
+        return self.bias.shape[0] // 4
+
+    def zeros(self, *batch: int) -> LSTMState:
+        """A state of zeros with leading axes of the sizes `batch`."""
+        return LSTMState(jnp.zeros((*batch, self.size), jnp.float32), jnp.zeros((*batch, self.size), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch in_size"], state: LSTMState) -> LSTMState:
         """The next state, whose `hidden` is the output.
