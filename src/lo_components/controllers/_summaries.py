@@ -59,7 +59,7 @@ class MomentSummary(AbstractSummary):
 
 
 class NormSummary(AbstractSummary):
-    r"""The norms, means and variances of a tensor's gradient, momenta, second moments and parameter, as RNN-MLP sees them.
+    r"""Norms, means and variances of a tensor's gradient, momenta, second moments and parameter, for RNN-MLP.
 
     With $L(x) = \mathrm{clip}(\ln(10^{-8} + |x|), \pm 5)$, and means over elements and decay rates, in this order:
     $L(\|g\|)$; $L$ and sign of mean $m$; $L$ and sign of mean $v$; $L$ and sign of mean $p$; $L(\|p\|)$; $L$ of the

@@ -30,7 +30,7 @@ class ClippedAdaptively(AbstractOptimizer[ClippedAdaptivelyState]):
     r"""Clips each element of the gradients at some multiple of their usual size before another optimizer.
 
     At the $k$-th step the limit is $c\, a / (1 - b^k)$, and then
-    $a \leftarrow b\, a + (1 - b) \sqrt{10^{-8} + \bar g}$, with $\bar g$ the mean over tensors of their mean squares, after
+    $a \leftarrow b\, a + (1 - b) \sqrt{10^{-8} + \bar g}$ with $\bar g$ the mean over tensors of mean squares after
     clipping. At first $a$ is $1 - b$.
 
     **Arguments:**

@@ -38,6 +38,8 @@ class Guarded(AbstractOptimizer[GuardedState]):
     - `optimizer`: the optimizer to guard, or an optax transformation.
     - `fallback`: another one.
 
+    `update` raises `ValueError` without the function. `update_rules` raises it if the two optimizers differ.
+
     ??? cite "Source"
         After Premont-Schwarz et al., *A Simple Guard for Learned Optimizers* (arXiv 2201.12426).
     """
@@ -46,11 +48,13 @@ class Guarded(AbstractOptimizer[GuardedState]):
     fallback: AbstractOptimizer = eqx.field(converter=as_optimizer)
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        """Those of both optimizers, if they agree.
+        """The rules of both optimizers.
 
         **Arguments:**
 
         - `params`: a pytree of floating-point arrays.
+
+        **Returns:** a rule for each leaf of `params`.
 
         Raises `ValueError` if they differ: scale each of them instead.
         """

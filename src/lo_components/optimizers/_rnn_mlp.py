@@ -59,6 +59,8 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
     - `start`: the first state of the recurrent network.
     - `from_mlp`, `from_lstm`: the first messages.
 
+    Raises `ValueError` if the pipeline has another head. `update` raises it without a loss.
+
     ??? cite "Source"
         Metz et al., *Tasks, stability, architecture, and compute* (arXiv 2009.11243).
     """

@@ -171,7 +171,7 @@ class Pipeline(eqx.Module):
         controls: Float[Array, " k"] | None = None,
         length: Int[Array, ""] | None = None,
     ) -> TensorView:
-        """What features see of a tensor if its accumulators have the given states.
+        """The view of a tensor whose accumulators have the given states.
 
         **Arguments:**
 

@@ -25,7 +25,7 @@ def rnn_mlp(
     exp_mult: float = 1e-3,
     key: PRNGKeyArray,
 ) -> ClippedAdaptively:
-    """RNN-MLP: a recurrent network for each tensor and an MLP for each parameter exchange messages. Needs the loss.
+    """The optimizer RNN-MLP: a recurrent network for each tensor and an MLP for each parameter. Needs the loss.
 
     **Arguments:**
 
