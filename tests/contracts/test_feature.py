@@ -31,6 +31,9 @@ TABLE = [
     ft.PooledWorkerDeltas(3, key=jax.random.key(0)),
     ft.ClippedGradient(0.1),
     ft.LogAndSign(),
+    ft.LogParameter(),
+    ft.Controls(2),
+    ft.SineEmbedding((1.0, 10.0)),
     ft.Recurrent(2),
     ft.NormalizedGradient(),
     ft.RMSNormalizedMatrices(ft.Concat(ft.Gradient(), ft.Momenta(2))),
@@ -56,7 +59,8 @@ def _view(feature, grad, keep=None):
     needed = [a for a in (*_ACCUMULATORS, squares) if a.produces in feature.requires and a.produces is not keep]
     stats = tuple(a.read(a.update(view_of(grad), a.init(grad))) for a in needed)
     deltas = jnp.stack([grad, -2.0 * grad])
-    return TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32), deltas=deltas)
+    controls = jnp.array([0.5, -2.0])
+    return TensorView(grad + 1.0, grad, stats, jnp.asarray(3, jnp.int32), deltas=deltas, controls=controls)
 
 
 def test_the_table_holds_every_feature(concrete_classes):

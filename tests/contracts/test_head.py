@@ -17,8 +17,11 @@ TABLE = [
     heads.MLPHead(5, 2, hidden_size=32, hidden_layers=2, key=_KEY),
     heads.MixedMLPHead(5, 2, num_networks=3, hidden_size=3, hidden_layers=1, scale=3.0, key=_KEY),
     heads.IdentityHead(5),
+    heads.LeadingOutputs(heads.LinearHead(5, 3, key=_KEY), 2),
 ]
-every_head = pytest.mark.parametrize("head", TABLE, ids=["linear", "small_mlp", "large_mlp", "mixed_mlp", "identity"])
+every_head = pytest.mark.parametrize(
+    "head", TABLE, ids=["linear", "small_mlp", "large_mlp", "mixed_mlp", "identity", "leading"]
+)
 
 _CONTROLS = jnp.array([0.5, -1.0, 2.0])
 VIEW = view_of(jnp.zeros((6, 4)), controls=_CONTROLS)

@@ -14,9 +14,11 @@ from lo_components.controllers import AbstractController, MomentSummary
 from lo_components.heads import IdentityHead
 from lo_components.optimizers import (
     Clipped,
+    ClippedAdaptively,
     ClippedByValue,
     ControlledOptimizer,
     Decayed,
+    Guarded,
     NNAdam,
     OptaxOptimizer,
     Partitioned,
@@ -68,10 +70,26 @@ TABLE = [
     Partitioned(_LEARNED, Adam(0.1)),
     NNAdam(3, learning_rate=0.1, key=jax.random.key(0)),
     ControlledOptimizer(_Sums(), MomentSummary(1), _CONTROLLED),
+    ClippedAdaptively(_LEARNED),
+    Guarded(_LEARNED, Adam(0.1)),
+    recipes.rnn_mlp(lstm_size=2, hidden_size=2, key=jax.random.key(0)).optimizer,
 ]
 every_optimizer = pytest.mark.parametrize("optimizer", TABLE, ids=lambda o: type(o).__name__)
 
-update = eqx.filter_jit(lambda o, *args, **kwargs: o.update(*args, **kwargs))
+
+def _loss_of(params):
+    return sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(params))
+
+
+# Some optimizers cannot do without.
+CONTEXT = StepContext(loss=1.0, num_steps=10, loss_fn=_loss_of)
+
+
+def call(optimizer, grads, state, params, context=CONTEXT):
+    return optimizer.update(grads, state, params, context=context)
+
+
+update = eqx.filter_jit(call)
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -113,21 +131,21 @@ def test_updates_have_the_dtype_of_params_whatever_that_of_the_gradients(
     params = jax.tree.map(lambda x: x.astype(param_dtype), params)
     grads = jax.tree.map(lambda x: x.astype(grad_dtype), grads)
     state = optimizer.init(params)
-    updates, _ = jax.eval_shape(optimizer.update, grads, state, params)
+    updates, _ = jax.eval_shape(lambda *args: call(optimizer, *args), grads, state, params)
     assert _describe(updates) == _describe(params)
 
 
 @every_optimizer
 def test_jit_equals_eager(optimizer, params, grads):
     state = optimizer.init(params)
-    assert_close(optimizer.update(grads, state, params), update(optimizer, grads, state, params), rtol=1e-5)
+    assert_close(call(optimizer, grads, state, params), update(optimizer, grads, state, params), rtol=1e-5)
 
 
 @every_optimizer
 def test_training_is_a_scan(optimizer, params, grads):
     def step(carry, _):
         params, state = carry
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = call(optimizer, grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
     (scanned, _), _ = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=3))(params)
@@ -140,7 +158,7 @@ def test_training_is_a_scan(optimizer, params, grads):
 
 @every_optimizer
 def test_mapping_over_runs_equals_separate_runs(optimizer, params, grads):
-    run = lambda p: optimizer.update(grads, optimizer.init(p), p)[0]  # noqa: E731
+    run = lambda p: call(optimizer, grads, optimizer.init(p), p)[0]  # noqa: E731
     other = jax.tree.map(lambda x: 2.0 * x, params)
     mapped = jax.jit(jax.vmap(run))(jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other))
     for i, p in enumerate((params, other)):
@@ -148,10 +166,17 @@ def test_mapping_over_runs_equals_separate_runs(optimizer, params, grads):
 
 
 @every_optimizer
-def test_a_context_may_be_given_and_ignored(optimizer, params, grads):
+def test_what_a_context_knows_may_be_arrays(optimizer, params, grads):
     state = optimizer.init(params)
-    with_context = update(optimizer, grads, state, params, context=StepContext(loss=1.0, num_steps=10))
-    assert_close(with_context, update(optimizer, grads, state, params))
+    context = StepContext(jnp.float32(1.0), jnp.int32(10), _loss_of)
+    assert_close(update(optimizer, grads, state, params, context), update(optimizer, grads, state, params))
+
+
+@pytest.mark.parametrize("optimizer", TABLE[:8], ids=lambda o: type(o).__name__)
+def test_a_context_may_be_left_out_if_it_is_not_needed(optimizer, params, grads):
+    state = optimizer.init(params)
+    alone = eqx.filter_jit(lambda o: o.update(grads, state, params))(optimizer)
+    assert_close(alone, update(optimizer, grads, state, params))
 
 
 @every_optimizer
@@ -162,7 +187,7 @@ def test_the_second_call_does_not_trace_again(optimizer, params, grads):
     def step(optimizer, grads, state, params):
         nonlocal traces
         traces += 1
-        return optimizer.update(grads, state, params)
+        return call(optimizer, grads, state, params)
 
     state = optimizer.init(params)
     for _ in range(2):
@@ -175,7 +200,9 @@ def test_the_second_call_does_not_trace_again(optimizer, params, grads):
 def test_as_optax_gives_the_same_updates(optimizer, params, grads):
     transformation = as_optax(optimizer)
     state = transformation.init(params)
-    updates, _ = jax.jit(transformation.update)(grads, state, params)
+    updates, _ = jax.jit(lambda *args: transformation.update(*args, value=1.0, num_steps=10, value_fn=_loss_of))(
+        grads, state, params
+    )
     assert_close(updates, update(optimizer, grads, optimizer.init(params), params)[0], rtol=1e-5)
 
 
@@ -192,4 +219,4 @@ def test_wrong_gradients_are_refused(optimizer, params, grads):
         (wrong_dtype, "grads"),
     ):
         with pytest.raises(Exception, match=message):
-            optimizer.update(wrong, state, params)
+            call(optimizer, wrong, state, params)
