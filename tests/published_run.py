@@ -25,6 +25,9 @@ RECIPES = {
     "celo2": loc.recipes.celo2(1e-2, key=KEY),
     "celo2_base": loc.recipes.celo2_base(1e-2, key=KEY),
     "rnn_mlp": loc.recipes.rnn_mlp(lstm_size=8, key=KEY),
+    "star": loc.recipes.star(key=KEY),
+    "nn_adam": loc.recipes.nn_adam(key=KEY),
+    "l2l_lstm": loc.recipes.l2l_lstm(key=KEY),
 }
 SHAPES = {"w": (64, 32), "v": (64, 32), "b": (32,), "s": ()}
 SPECS = {"w": P("x", None), "v": P(None, "x"), "b": P("x"), "s": P()}
