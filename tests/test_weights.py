@@ -704,6 +704,20 @@ def files_to_change(folder):
     return found
 
 
+class Younger(eqx.Module):
+    value: float
+    added: float = eqx.field(default=2.0, static=True)
+
+
+def test_a_field_that_is_younger_than_the_file_has_its_default(tmp_path):
+    weights.save(tmp_path / "a", Younger(1.0))
+    header, metadata, buffer = parts_of((tmp_path / "a").read_bytes())
+    changed = json.loads(json.dumps(metadata).replace(', "added": 2.0', ""))
+    assert changed != metadata
+    (tmp_path / "b").write_bytes(signed(header, changed, buffer))
+    assert_identical(weights.load(tmp_path / "b", classes=[Younger]), Younger(1.0))
+
+
 def test_the_files_written_here_are_read(tmp_path):
     for data, learner in files_to_change(tmp_path).values():
         (tmp_path / "a").write_bytes(signed(*parts_of(data)))

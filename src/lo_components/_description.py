@@ -177,14 +177,18 @@ def build(description: Any, arrays: dict[str, np.ndarray], classes: dict[str, ty
         if names is not None:
             possible = dict.fromkeys(names, False)
         else:
-            possible = {field.name: _is_preset(field) for field in dataclasses.fields(cls)}
+            # A field that is younger than the file has its default.
+            possible = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(cls)}
         if unknown := set(fields) - set(possible):
             raise ValueError(f"has a `{class_name}` at `{name}` with an unknown field `{min(unknown)}`")
-        if missing := {field for field, preset in possible.items() if not preset} - set(fields):
+        if missing := {field for field, has_default in possible.items() if not has_default} - set(fields):
             raise ValueError(f"has a `{class_name}` at `{name}` without its field `{min(missing)}`")
         if names is not None:
             return cls(**{field: at(_join(name, field), value) for field, value in fields.items()})
         made = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            if field.name not in fields and not _is_preset(field):
+                object.__setattr__(made, field.name, field.default)
         for field, value in fields.items():
             object.__setattr__(made, field, at(_join(name, field), value))
         try:

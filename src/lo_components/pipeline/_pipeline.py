@@ -41,7 +41,7 @@ class Pipeline(eqx.Module):
     features: AbstractFeature
     head: AbstractHead
     step_rule: AbstractStepRule
-    transforms: tuple[AbstractTransform, ...]
+    transforms: tuple[AbstractTransform, ...] = ()
 
     def __init__(
         self,
