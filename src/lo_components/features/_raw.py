@@ -64,15 +64,17 @@ class LogParameter(AbstractFeature):
 
 
 class Controls(AbstractFeature):
-    """What a controller says about the tensor, one channel for each control.
-
-    **Arguments:**
-
-    - `size`: the number of controls.
-    """
+    """What a controller says about the tensor, one channel for each control."""
 
     pointwise: ClassVar[bool] = True
     size: int = eqx.field(static=True)
+
+    def __init__(self, size: int):
+        """**Arguments:**
+
+        - `size`: the number of controls.
+        """
+        self.size = size
 
     def __call__(self, view: TensorView) -> tuple[Channels, ...]:
         return (Channels(view.spread(view.required("controls"))),)

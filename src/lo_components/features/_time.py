@@ -48,18 +48,19 @@ class SineEmbedding(AbstractFeature):
 
     Independent of the gradient and of the length of training.
 
-    **Arguments:**
-
-    - `time_scales`: the time scales $\tau$ in steps, one channel each.
-
     ??? cite "Source"
         Metz et al. (arXiv 2009.11243).
     """
 
     pointwise: ClassVar[bool] = True
-    time_scales: tuple[float, ...] = eqx.field(
-        default=(1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5), static=True
-    )
+    time_scales: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, time_scales: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)):
+        """**Arguments:**
+
+        - `time_scales`: the time scales $\\tau$ in steps, one channel each.
+        """
+        self.time_scales = tuple(float(tau) for tau in time_scales)
 
     @property
     def size(self) -> int:

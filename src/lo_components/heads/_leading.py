@@ -7,16 +7,19 @@ from ._base import AbstractHead
 
 
 class LeadingOutputs(AbstractHead):
-    """The first outputs of another head, whose other outputs are for somebody else.
-
-    **Arguments:**
-
-    - `head`: the other head.
-    - `out_size`: how many outputs.
-    """
+    """The first outputs of another head, whose other outputs are for somebody else."""
 
     head: AbstractHead
     out_size: int = eqx.field(static=True)
+
+    def __init__(self, head: AbstractHead, out_size: int):
+        """**Arguments:**
+
+        - `head`: the other head.
+        - `out_size`: how many outputs.
+        """
+        self.head = head
+        self.out_size = out_size
 
     @property
     def in_size(self) -> int:

@@ -16,12 +16,12 @@ class ClippedAdaptivelyState(NamedTuple):
 
     **Arguments:**
 
-    - `count`: one more than the number of updates made.
+    - `step`: the number of updates made.
     - `size`: a moving average of the root mean square of clipped gradients.
     - `optimizer`: the state of the other optimizer.
     """
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     size: Float[Array, ""]
     optimizer: Any
 
@@ -53,16 +53,16 @@ class ClippedAdaptively(AbstractOptimizer[ClippedAdaptivelyState]):
     @typechecked
     def init(self, params: Params) -> ClippedAdaptivelyState:
         start = jnp.asarray(1.0 - self.decay, jnp.float32)
-        return ClippedAdaptivelyState(jnp.ones((), jnp.int32), start, self.optimizer.init(params))
+        return ClippedAdaptivelyState(jnp.zeros((), jnp.int32), start, self.optimizer.init(params))
 
     @checked_update
     def update(
         self, grads: Params, state: ClippedAdaptivelyState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, ClippedAdaptivelyState]:
-        limit = self.multiple * state.size / (1.0 - self.decay ** state.count.astype(jnp.float32))
+        limit = self.multiple * state.size / (1.0 - self.decay ** (state.step.astype(jnp.float32) + 1.0))
         grads = jax.tree.map(lambda g: jnp.clip(jnp.asarray(g).astype(jnp.float32), -limit, limit), grads)
         squares = [jnp.mean(jnp.square(g)) for g in jax.tree.leaves(grads) if g.size]
         new = jnp.sqrt(1e-8 + sum(squares) / len(squares)) if squares else state.size
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params, context=context)
         size = self.decay * state.size + (1.0 - self.decay) * new
-        return updates, ClippedAdaptivelyState(state.count + 1, size, optimizer)
+        return updates, ClippedAdaptivelyState(state.step + 1, size, optimizer)

@@ -84,8 +84,9 @@ class RNNMLP(AbstractOptimizer[RNNMLPState]):
     def init(self, params: Params) -> RNNMLPState:
         step, accumulators = init_tree(self.pipeline, params)
         count, zero = len(nonempty(params)), jnp.zeros((), jnp.float32)
-        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), (self.start, self.from_mlp))
-        return RNNMLPState(step, accumulators, *rows, self.from_lstm, zero, zero)
+        from_mlp = jnp.broadcast_to(self.from_mlp, (count, *self.from_mlp.shape))
+        lstm = self.start.repeated(count)
+        return RNNMLPState(step, accumulators, lstm, from_mlp, self.from_lstm, zero, zero)
 
     @checked_update
     def update(
@@ -158,6 +159,6 @@ def _shapes(params: Params) -> Float[Array, "tensors 6"]:
     rows = []
     for shape in map(jnp.shape, jax.tree.leaves(params)):
         sizes = [*shape, *[1] * _AXES][:_AXES]
-        sizes = np.log(np.maximum([*sizes, np.prod(shape)], 1))
+        sizes = np.log(np.maximum(np.asarray([*sizes, np.prod(shape)], np.float64), 1.0))
         rows.append([-1.0 if shape else 1.0, *(sizes[:-1] - 1.0), sizes[-1]])
     return jnp.asarray(rows, jnp.float32)
