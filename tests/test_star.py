@@ -58,7 +58,7 @@ def test_wrong_parts_are_refused():
         Pipeline((), ft.Gradient(), star.head, star.step_rule)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pooled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_large_tensors_are_evaluated_as_small_ones(pooled, monkeypatch, getkey):
     rule = Sum(
         Times(DirectionMagnitude(0.1, 0.1), ft.InverseRoot(ft.Squares(), eps=1e-6)),
