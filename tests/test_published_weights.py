@@ -3,7 +3,6 @@
 import codecs
 import io
 import json
-import os
 import pickle
 import random
 import re
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import Watch, load_golden, run_python
+from helpers import Watch, load_golden, published, run_python
 
 from lo_components import interop, recipes, weights
 from lo_components.optimizers import ClippedByValue, Scaled
@@ -205,12 +204,6 @@ def test_arrays_in_fortran_order_and_long_names_and_shapes_are_read(tmp_path):
 
 
 # Published files.
-
-
-def published(name):
-    """A published file: in `$LO_COMPONENTS_WEIGHTS`, else in `shared/weights` beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "weights"
-    return Path(os.environ.get("LO_COMPONENTS_WEIGHTS", beside)) / name
 
 
 def needs(*names):
