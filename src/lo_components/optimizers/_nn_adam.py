@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._tree import BLOCKED_FROM, check_state
@@ -163,8 +162,9 @@ def _values(numbers: Float[Array, "*batch 4"]) -> tuple[Float[Array, "*batch"], 
 def _same_shapes(leaves: list) -> list[list[int]]:
     """The indices of tensors to compute together: those of one shape, unless stacking them would be expensive."""
     groups: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(np.shape(leaf) if np.size(leaf) < BLOCKED_FROM else i, []).append(i)
+    for i, leaf in enumerate(map(jnp.asarray, leaves)):
+        kind = leaf.shape, jax.typeof(leaf).sharding
+        groups.setdefault(kind if leaf.size < BLOCKED_FROM else i, []).append(i)
     return list(groups.values())
 
 
