@@ -91,3 +91,8 @@ def test_what_is_missing_is_named(missing):
     known[missing] = None
     with pytest.raises(ValueError, match=f"A schedule needs `{missing}`"):
         LossBuffer()(LossBuffer().init(), Progress(jnp.asarray(0), **known))
+
+
+def test_means_of_broadcast_channels_are_those_of_tiled_ones():
+    rows = jnp.asarray(M[:, :, :1])
+    np.testing.assert_allclose(view().means(rows), M[:, :, 0].mean(1), rtol=1e-4)

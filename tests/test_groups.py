@@ -86,6 +86,14 @@ def _pipeline(accumulators, features, step_rule=Direction(1.0)):
     return Pipeline(accumulators, features, head, step_rule)
 
 
+class _Centered(loc.steps.AbstractTransform):
+    def update_rule(self, rule, ndim):
+        return rule
+
+    def __call__(self, update, view):
+        return update - jnp.mean(update)
+
+
 PIPELINES = {
     "small": loc.recipes.small_fc_lopt(hidden_size=4, key=jax.random.key(0)).pipeline,
     "large head": loc.recipes.lolv2(key=jax.random.key(0)).pipeline,
@@ -96,6 +104,9 @@ PIPELINES = {
     "feature that reduces": _pipeline((), _RelativeToMean()),
     "feature with its own mean squares": _pipeline((), Concat(Gradient(), _NormalizedByItself())),
     "step rule that reduces": _pipeline((Momentum((0.5,)),), Concat(Gradient(), Momenta(1)), _UnitDirection()),
+    "transform that reduces": eqx.tree_at(
+        lambda p: p.transforms, loc.recipes.lolv2(hidden_size=2, key=jax.random.key(0)).pipeline, (_Centered(),)
+    ),
 }
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from lo_components.optimizers import Guarded, OptaxOptimizer, StepContext, as_optax
+from lo_components.optimizers import Guarded, Matrices, Named, OptaxOptimizer, Partitioned, StepContext, as_optax
 
 PARAMS = {"w": jnp.asarray([3.0, -2.0])}
 
@@ -31,6 +31,27 @@ def test_a_loss_that_is_not_finite_is_worse(rate):
     guarded = Guarded(OptaxOptimizer(optax.sgd, rate), GOOD)
     _, state = guarded.update(GRADS, guarded.init(PARAMS), PARAMS, context=StepContext(loss_fn=loss))
     assert state.fell_back
+
+
+def test_the_fallback_is_taken_if_neither_loss_is_finite():
+    guarded = Guarded(OptaxOptimizer(optax.sgd, jnp.nan), OptaxOptimizer(optax.sgd, jnp.inf))
+    _, state = guarded.update(GRADS, guarded.init(PARAMS), PARAMS, context=StepContext(loss_fn=loss))
+    assert state.fell_back
+
+
+def test_beside_other_optimizers_the_loss_is_that_of_the_whole_model():
+    params = {**PARAMS, "frozen": jnp.ones((2, 2))}
+    partitioned = Partitioned(GOOD, Guarded(BAD, GOOD), Matrices())
+    whole = lambda p: loss(p) + jnp.sum(jnp.square(p["frozen"]))  # noqa: E731
+    grads = {**GRADS, "frozen": 2.0 * params["frozen"]}
+    updates, state = partitioned.update(grads, partitioned.init(params), params, context=StepContext(loss_fn=whole))
+    assert state.rest.fell_back
+    np.testing.assert_allclose(updates["w"], -0.1 * GRADS["w"])
+
+
+def test_paths_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="names `v`, but there are only w"):
+        Partitioned(GOOD, BAD, Named(("v",))).init(PARAMS)
 
 
 def test_optax_passes_the_function_as_value_fn():

@@ -187,3 +187,10 @@ def test_mulo_without_multipliers_is_not_scaled():
     assert eqx.tree_equal(bare, scaled.optimizer)
     assert scaled.scales == run["config"]["update_multipliers"]
     assert all(type(s) is float for s in scaled.scales.values())
+
+
+def test_celo_with_several_networks_is_refused():
+    run = golden("celo_small")
+    several = {n: np.concatenate([x, 9.0 * x]) if n.startswith("ff_mod_stack") else x for n, x in run["theta"].items()}
+    with pytest.raises(ValueError, match="only Celo with `param_inits` 1"):
+        interop.from_reference("celo", several, run["config"])

@@ -68,7 +68,7 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
             raise ValueError(
                 "`scales` must hold its arrays as `Constant`s, as the constructor makes them; construct it again."
             )
-        scale, name = _learner.values(scale), _name(path)
+        scale, name = _learner.values(scale), leaf_name(path)
         if not isinstance(scale, float | int | Array) or jnp.ndim(scale):
             raise ValueError(
                 f"`scales` must hold a number for each leaf of `params`: at `{name}` got {brief(scale)}; for widths, "
@@ -77,17 +77,17 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
         named[name] = scale
 
     def scale(path: tuple, _: Any) -> Any:
-        if _name(path) not in named:
+        if leaf_name(path) not in named:
             raise ValueError(
                 "`scales` must hold a number for each leaf of `params`, but has none for "
-                f"`{_name(path) or '(the root)'}`; scale before parts are renamed or joined, for instance outside of "
-                "`optax.flatten`."
+                f"`{leaf_name(path) or '(the root)'}`; scale before parts are renamed or joined, for instance outside "
+                "of `optax.flatten`."
             )
-        return named[_name(path)]
+        return named[leaf_name(path)]
 
     found = jax.tree_util.tree_map_with_path(scale, params)
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: not jax.tree.leaves(x))
-    there = [_name(path) for path, _ in nodes]
+    there = [leaf_name(path) for path, _ in nodes]
     if other := [name for name in named if not any(f"{name}/".startswith(f"{node}/") for node in there)]:
         raise ValueError(
             f"`scales` holds a number for `{other[0]}`, which `params` does not have; compute them from the widths of "
@@ -96,7 +96,7 @@ def checked_scales(scales: PyTree, params: PyTree) -> PyTree:
     return found
 
 
-def _name(path: tuple) -> str:
+def leaf_name(path: tuple) -> str:
     """The path of a leaf. Flax NNX hands over trees of variables, with a key more, and trees of their values."""
     return path_name(path).removesuffix("/value")
 

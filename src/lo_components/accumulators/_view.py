@@ -79,7 +79,7 @@ class TensorView(eqx.Module):
             raise ValueError(f"A part of the pipeline needs `{name}`, which is not known: {_WAYS[name]}.")
         return value
 
-    def means(self, values: Float[Array, "c *shape"]) -> Float[Array, " c"]:
+    def means(self, values: Float[Array, "c *#shape"]) -> Float[Array, " c"]:
         """The mean over the tensor of each channel, without padding; 0 for an empty tensor.
 
         The view must show the whole tensor.
@@ -88,6 +88,7 @@ class TensorView(eqx.Module):
 
         - `values`: the channels.
         """
+        values = jnp.broadcast_to(values, (values.shape[0], *self.param.shape))
         values = values if self.counted is None else jnp.where(self.counted[None], values, 0.0)
         return jnp.sum(values, axis=tuple(range(1, values.ndim))) / self._num_elements()
 

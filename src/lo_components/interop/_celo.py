@@ -71,7 +71,13 @@ def celo(theta: dict[str, Any], config: dict[str, Any]) -> AbstractOptimizer:
     options = {name.removeprefix("ff_"): value for name, value in options.items()}
     learner = recipes.celo(lstm_size=lstm_size, key=jax.random.key(0), **options)
 
-    # There is a leading axis for several networks.
+    # There is a leading axis for several networks, of which the original would mix the weights.
+    several = [name for name, x in theta.items() if name.startswith(_MLP) and np.shape(x)[:1] != (1,)]
+    if several:
+        raise ValueError(
+            f"`theta['{several[0]}']` must have a first axis of size 1, got shape {np.shape(theta[several[0]])}: only "
+            "Celo with `param_inits` 1 is supported, as published."
+        )
     theta = {name: np.asarray(x)[0] if name.startswith(_MLP) else x for name, x in theta.items()}
     learner = filled(learner, _celo_parts, _mlp_arrays(_without_unused(theta), outputs=2))
     return learner if phase == 2 else ClippedByValue(learner.optimizer.optimizer)  # type: ignore[reportAttributeAccessIssue]

@@ -60,9 +60,10 @@ class ClippedAdaptively(AbstractOptimizer[ClippedAdaptivelyState]):
         self, grads: Params, state: ClippedAdaptivelyState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, ClippedAdaptivelyState]:
         limit = self.multiple * state.size / (1.0 - self.decay ** (state.step.astype(jnp.float32) + 1.0))
-        grads = jax.tree.map(lambda g: jnp.clip(jnp.asarray(g).astype(jnp.float32), -limit, limit), grads)
-        squares = [jnp.mean(jnp.square(g)) for g in jax.tree.leaves(grads) if g.size]
+        clipped = jax.tree.map(lambda g: jnp.clip(jnp.asarray(g).astype(jnp.float32), -limit, limit), grads)
+        squares = [jnp.mean(jnp.square(g)) for g in jax.tree.leaves(clipped) if g.size]
         new = jnp.sqrt(1e-8 + sum(squares) / len(squares)) if squares else state.size
+        grads = jax.tree.map(lambda g, old: g.astype(jnp.asarray(old).dtype), clipped, grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params, context=context)
         size = self.decay * state.size + (1.0 - self.decay) * new
         return updates, ClippedAdaptivelyState(state.step + 1, size, optimizer)

@@ -28,10 +28,11 @@ class GuardedState(NamedTuple):
 class Guarded(AbstractOptimizer[GuardedState]):
     """Takes the update of a fallback, such as Adam, in each step in which it leads to a lower loss.
 
-    So a learned optimizer that fails where it was not meta-trained costs no more than one bad step. Both candidates are
+    So a learned optimizer that fails where it was not meta-trained seldom makes a bad step. Both candidates are
     evaluated on the function in `StepContext(loss_fn=...)`, or `value_fn=...` of an optax transformation: two more
-    forward passes a step. A loss that is not finite counts as worse. Measure the loss on other data than the gradient,
-    if you can: on the same batch, large steps look better than they are.
+    forward passes a step. The fallback is also taken if the loss of the other is not finite. Put scales, schedules and
+    weight decay inside, around each of the two, since updates are compared as they are. Measure the loss on other data
+    than the gradient, if you can: on the same batch, large steps look better than they are.
 
     **Arguments:**
 
@@ -81,11 +82,7 @@ class Guarded(AbstractOptimizer[GuardedState]):
             )
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params, context=context)
         others, fallback = self.fallback.update(grads, state.fallback, params, context=context)
-        loss, other = (_loss(context.loss_fn(jax.tree.map(jnp.add, params, u))) for u in (updates, others))
-        worse = loss > other
+        loss, other = (context.loss_fn(jax.tree.map(jnp.add, params, u)) for u in (updates, others))
+        worse = ~(loss <= other) | ~jnp.isfinite(loss)
         updates = jax.tree.map(lambda u, o: jnp.where(worse, o, u), updates, others)
         return updates, GuardedState(optimizer, fallback, worse)
-
-
-def _loss(loss: Array) -> Array:
-    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)

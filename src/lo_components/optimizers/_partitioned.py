@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._tree import path_name
+from .._tree import leaf_name
 from .._types import Params, typechecked
 from ..parametrization import UpdateRule
 from ._base import AbstractOptimizer, StepContext, checked_update
@@ -74,6 +74,8 @@ class Partitioned(AbstractOptimizer[PartitionedState]):
     - `optimizer`: for the selected tensors.
     - `rest`: for all others.
     - `select`: which tensors, by path and shape, such as [`lo_components.optimizers.Matrices`][].
+
+    `init` and `update` raise `ValueError` if `select` names a path that the parameters do not have.
     """
 
     optimizer: AbstractOptimizer = eqx.field(converter=as_optimizer)
@@ -94,19 +96,28 @@ class Partitioned(AbstractOptimizer[PartitionedState]):
     def update(
         self, grads: Params, state: PartitionedState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, PartitionedState]:
-        results = [
-            optimizer.update(grad, s, param, context=context)
-            for optimizer, grad, s, param in zip(
-                (self.optimizer, self.rest), self._split(params, grads), state, self._split(params, params), strict=True
-            )
-        ]
-        (first, selected), (second, rest) = results
+        halves = self._split(params, params)
+        (grads, other_grads), (selected, rest) = self._split(params, grads), state
+        first, selected = self.optimizer.update(grads, selected, halves[0], context=_beside(context, halves[1]))
+        second, rest = self.rest.update(other_grads, rest, halves[1], context=_beside(context, halves[0]))
         return _merged(first, second), PartitionedState(selected, rest)
 
     def _split(self, params: Params, tree: PyTree) -> tuple[PyTree, PyTree]:
         """The selected leaves of a tree, and the others, with `None` in place of those that are left out."""
-        mask = jax.tree_util.tree_map_with_path(lambda path, p: self.select(path_name(path), p), params)
+        if isinstance(self.select, Named):
+            names = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+            if missing := [path for path in self.select.paths if path not in names]:
+                raise ValueError(f"`select` names `{missing[0]}`, but there are only {', '.join(sorted(names))}.")
+        mask = jax.tree_util.tree_map_with_path(lambda path, p: self.select(leaf_name(path), p), params)
         return eqx.partition(tree, mask)
+
+
+def _beside(context: StepContext, others: PyTree) -> StepContext:
+    """The context of one part, whose function of the loss takes the other part as it is."""
+    loss_fn = context.loss_fn
+    if loss_fn is None:
+        return context
+    return StepContext(context.loss, context.num_steps, lambda part: loss_fn(_merged(part, others)))
 
 
 def _merged(first: PyTree, second: PyTree) -> PyTree:

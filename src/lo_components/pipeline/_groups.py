@@ -39,6 +39,7 @@ def grouped(pipeline: Pipeline, tensors: Sequence[Tensor]) -> list[list[int]]:
     """The indices of tensors to compute together: small ones of one shape, and short vectors."""
     pointwise = pipeline.features.pointwise and pipeline.step_rule.pointwise
     padded = pointwise and all(a.pointwise_on_vectors for a in pipeline.accumulators)
+    padded = padded and all(transform.padding for transform in pipeline.transforms)
     groups: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         shape, size = tensor.param.shape, tensor.param.size

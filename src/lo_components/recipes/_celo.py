@@ -1,5 +1,6 @@
 """Celo and its relatives."""
 
+import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -109,8 +110,9 @@ def celo(
         Moudgil et al., *Celo: Training Versatile Learned Optimizers on a Compute Diet* (arXiv 2501.12670).
     """
     options = {"hidden_size": hidden_size, "hidden_layers": hidden_layers, "step_mult": step_mult, "exp_mult": exp_mult}
-    schedule = Exponential(LearnedSchedule(lstm_size, key=key), 0.1)
-    return ClippedByValue(Scheduled(celo_update(key=key, **options), schedule))
+    mlp_key, schedule_key = jax.random.split(key)
+    schedule = Exponential(LearnedSchedule(lstm_size, key=schedule_key), 0.1)
+    return ClippedByValue(Scheduled(celo_update(key=mlp_key, **options), schedule))
 
 
 def celo_adam(*, lstm_size: int = 64, step_mult: float = 1e-3, key: PRNGKeyArray) -> ClippedByValue:
@@ -212,6 +214,10 @@ def celo2(
     key: PRNGKeyArray,
 ) -> Partitioned:
     """The optimizer Celo2: orthogonalized learned updates for matrices, AdamW for vectors and embeddings.
+
+    The last two axes of a tensor are a matrix, as in kernels `[height, width, in, out]` of Flax and Haiku; leave
+    kernels of Equinox, `[out, in, height, width]`, to AdamW. Put [`lo_components.optimizers.Scheduled`][] around the
+    result for warm-up and decay.
 
     **Arguments:**
 

@@ -1,3 +1,4 @@
+import jax
 from jaxtyping import PRNGKeyArray
 
 from .. import features as ft
@@ -45,9 +46,10 @@ def velo(
     features = ft.RMSNormalized(ft.Concat(*velo_features(1e-6)), eps=1e-5)
     summary = MomentSummary()
     options = {"hidden_size": hidden_size, "hidden_layers": hidden_layers}
-    head = MixedMLPHead(features.size, 2, num_networks=num_networks, scale=scale, key=key, **options)
+    head_key, controller_key = jax.random.split(key)
+    head = MixedMLPHead(features.size, 2, num_networks=num_networks, scale=scale, key=head_key, **options)
     controller = MixingController(
-        summary.size, num_networks + 1, lstm_size, buffer=buffer, recurrent=recurrent, key=key
+        summary.size, num_networks + 1, lstm_size, buffer=buffer, recurrent=recurrent, key=controller_key
     )
     transforms = (RelativeToParameter(), TimesLastControl())
     pipeline = Pipeline(accumulators(0.999), features, head, DirectionMagnitude(step_mult, exp_mult), transforms)

@@ -1,4 +1,5 @@
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -10,7 +11,13 @@ from ..parametrization import ORTHOGONALIZED, ORTHOGONALIZED_RMS, RELATIVE, SCAL
 
 
 class AbstractTransform(eqx.Module):
-    """Changes the update of a whole tensor after the step rule, which may have been evaluated in blocks."""
+    """Changes the update of a whole tensor after the step rule, which may have been evaluated in blocks.
+
+    `padding` says whether the result is right for vectors that are padded with zeros, so that vectors of several
+    lengths can be computed together: elementwise, or with means of `view.means`. It is false by default.
+    """
+
+    padding: ClassVar[bool] = False
 
     @abc.abstractmethod
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
@@ -38,6 +45,7 @@ class RelativeToParameter(AbstractTransform):
         VeLO (arXiv 2211.09760) and Celo (arXiv 2501.12670).
     """
 
+    padding: ClassVar[bool] = True
     eps: float = eqx.field(default=1e-9, static=True)
 
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
@@ -50,6 +58,8 @@ class RelativeToParameter(AbstractTransform):
 
 class TimesLastControl(AbstractTransform):
     """Multiplies the update by the last of the tensor's controls: a learning rate of either sign."""
+
+    padding: ClassVar[bool] = True
 
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
         return rule
@@ -70,6 +80,7 @@ class RMSOne(AbstractTransform):
         Celo2 (arXiv 2602.19142).
     """
 
+    padding: ClassVar[bool] = True
     eps: float = eqx.field(default=1e-9, static=True)
 
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
@@ -89,7 +100,8 @@ class Orthogonalized(AbstractTransform):
     With $X$ the update divided by its Frobenius norm, five times: $A = X X^\top$,
     $X \leftarrow 3.4445\,X + (-4.775\,A + 2.0315\,A^2)\,X$. Singular values end up between about 0.7 and 1.2. Vectors
     and scalars are left as they are. In tensors of higher rank each pair of `axes` is a matrix: for kernels in
-    Equinox's layout, `[out, in, height, width]`, pass `axes=(0, 1)`.
+    Equinox's layout, `[out, in, height, width]`, pass `axes=(0, 1)`, without
+    `RMSOne`, which normalizes over the last two axes.
 
     **Arguments:**
 
@@ -101,6 +113,7 @@ class Orthogonalized(AbstractTransform):
         Jordan et al., *Muon* (2024); Celo2 (arXiv 2602.19142).
     """
 
+    padding: ClassVar[bool] = True
     axes: tuple[int, int] = eqx.field(default=(-2, -1), static=True)
     iterations: int = eqx.field(default=5, static=True)
     eps: float = eqx.field(default=1e-8, static=True)
