@@ -41,7 +41,8 @@ class RMSNormalized(AbstractFeature):
     $x\,(\epsilon + \mathrm{mean}(x^2))^{-1/2}$.
 
     Invariant to the scale of the channel as long as its mean square is well above $\epsilon$. The normalizer is a lazy
-    scale, so no normalized copy of the channel is written. For an empty tensor the mean counts as 0."""
+    scale, so no normalized copy of the channel is written. For an empty tensor the mean counts as 0.
+    """
 
     feature: AbstractFeature
     eps: float = eqx.field(static=True)
@@ -76,7 +77,8 @@ class RMSNormalizedMatrices(AbstractFeature):
     r"""Divide every channel of a feature by its root mean square over the last two axes, as Celo2 does.
 
     Tensors of rank 1 or 2 are normalized as by [`lo_components.features.RMSNormalized`][]; in tensors of higher rank,
-    such as the kernels of convolutions, each matrix has its own root mean square."""
+    such as the kernels of convolutions, each matrix has its own root mean square.
+    """
 
     feature: AbstractFeature
     eps: float = eqx.field(static=True)
@@ -171,7 +173,8 @@ class ChannelMean(AbstractFeature):
     Of [`lo_components.features.Momenta`][] it is the direction of AggMo.
 
     ??? cite "Source"
-        Lucas et al., *Aggregated Momentum* (arXiv 1804.00325)."""
+        Lucas et al., *Aggregated Momentum* (arXiv 1804.00325).
+    """
 
     feature: AbstractFeature
     size: int = eqx.field(default=1, init=False, static=True)

@@ -100,8 +100,8 @@ class Orthogonalized(AbstractTransform):
     With $X$ the update divided by its Frobenius norm, five times: $A = X X^\top$,
     $X \leftarrow 3.4445\,X + (-4.775\,A + 2.0315\,A^2)\,X$. Singular values end up between about 0.7 and 1.2. Vectors
     and scalars are left as they are. In tensors of higher rank each pair of `axes` is a matrix: for kernels in
-    Equinox's layout, `[out, in, height, width]`, pass `axes=(0, 1)`, without
-    `RMSOne`, which normalizes over the last two axes.
+    Equinox's layout, `[out, in, height, width]`, pass `axes=(0, 1)`, without `RMSOne`, which normalizes over the last
+    two axes.
 
     **Arguments:**
 
