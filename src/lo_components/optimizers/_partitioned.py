@@ -83,33 +83,32 @@ class Partitioned(AbstractOptimizer[PartitionedState]):
     select: Matrices | Named = Matrices()
 
     def update_rules(self, params: Params) -> PyTree[UpdateRule]:
-        selected, rest = self._split(params, params)
-        rules = self.optimizer.update_rules(selected), self.rest.update_rules(rest)
-        return _merged(*rules)
+        ((selected, rest),) = self._split(params, params)
+        return _merged(self.optimizer.update_rules(selected), self.rest.update_rules(rest))
 
     @typechecked
     def init(self, params: Params) -> PartitionedState:
-        selected, rest = self._split(params, params)
+        ((selected, rest),) = self._split(params, params)
         return PartitionedState(self.optimizer.init(selected), self.rest.init(rest))
 
     @checked_update
     def update(
         self, grads: Params, state: PartitionedState, params: Params, *, context: StepContext = StepContext()
     ) -> tuple[Params, PartitionedState]:
-        halves = self._split(params, params)
-        (grads, other_grads), (selected, rest) = self._split(params, grads), state
+        halves, (grads, other_grads) = self._split(params, params, grads)
+        selected, rest = state
         first, selected = self.optimizer.update(grads, selected, halves[0], context=_beside(context, halves[1]))
         second, rest = self.rest.update(other_grads, rest, halves[1], context=_beside(context, halves[0]))
         return _merged(first, second), PartitionedState(selected, rest)
 
-    def _split(self, params: Params, tree: PyTree) -> tuple[PyTree, PyTree]:
-        """The selected leaves of a tree, and the others, with `None` in place of those that are left out."""
+    def _split(self, params: Params, *trees: PyTree) -> list[tuple[PyTree, PyTree]]:
+        """The selected leaves of each tree, and the others, with `None` in place of those that are left out."""
         if isinstance(self.select, Named):
             names = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
             if missing := [path for path in self.select.paths if path not in names]:
                 raise ValueError(f"`select` names `{missing[0]}`, but there are only {', '.join(sorted(names))}.")
         mask = jax.tree_util.tree_map_with_path(lambda path, p: self.select(leaf_name(path), p), params)
-        return eqx.partition(tree, mask)
+        return [eqx.partition(tree, mask) for tree in trees]
 
 
 def _beside(context: StepContext, others: PyTree) -> StepContext:
