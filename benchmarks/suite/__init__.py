@@ -1,0 +1,76 @@
+"""Ten small tasks on real data, on which any optimizer is compared with baselines that were tuned on each of them.
+
+```python
+from benchmarks import suite
+
+report = suite.run(lambda rate, horizon: optax.lion(rate), rates=(1e-4, 3e-4, 1e-3), data="DATA", out="OUT")
+```
+
+See `docs/suite.md`, and `python -m benchmarks.suite --help`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import curves
+from .curves import Curves as Curves
+from .optimizers import BASELINES as BASELINES
+from .optimizers import Learner, Rate
+from .optimizers import Optimizer as Optimizer
+from .report import Report as Report
+from .runs import Setting, run_all
+from .tasks import TASKS as TASKS
+from .tasks import Growth as Growth
+
+HORIZONS = (1000, 5000)
+
+
+def run(
+    *optimizers: Optimizer | Learner | Callable[[Rate, int], Learner],
+    data: str | Path,
+    out: str | Path,
+    name: str = "mine",
+    rates: Sequence[float] = (1.0,),
+    growth: Growth = Growth(),
+    tasks: Sequence[str] = tuple(TASKS),
+    horizons: Sequence[int] = HORIZONS,
+    seeds: int = 3,
+    tuning_seeds: int = 1,
+    jobs: int = 1,
+    over: str | None = None,
+    baselines: Path = curves.BASELINES,
+) -> Report:
+    """Run optimizers on the tasks, and compare them with the baselines. An interrupted call continues where it was.
+
+    **Arguments:**
+
+    - `optimizers`: each an `Optimizer`, an optimizer of this library, an optax transformation, or a function from a
+        learning rate and the number of steps to one of them. Without any, the baselines run.
+    - `data`: the folder of data, see `data.py`.
+    - `out`: the folder for tables, scores, the figure, the curves, and all runs.
+    - `name`, `rates`, `growth`: those of the optimizers that are not an `Optimizer`. A single rate is not tuned.
+    - `tasks`, `horizons`: names of tasks, and numbers of steps.
+    - `seeds`, `tuning_seeds`: runs that decide the scores, and runs for each rate of a grid.
+    - `jobs`: how many runs at once, each on one core.
+    - `over`: an optimizer with which all others are compared seed by seed.
+    - `baselines`: a file with curves of the baselines. Those that it does not have are run.
+    """
+    setting = Setting(Path(data).expanduser(), Path(out).expanduser(), seeds, tuning_seeds)
+    known = {key: found for key, found in curves.read(baselines).items() if key[1] in tasks and key[2] in horizons}
+    own = [x if isinstance(x, Optimizer) else Optimizer(name, _maker(x), tuple(rates), growth) for x in optimizers]
+    names = [o.name for o in own]
+    if len(set(names)) < len(names) or set(names) & set(BASELINES):
+        raise ValueError(f"Each optimizer needs a name of its own, got {names}; pass an `Optimizer` or `name`.")
+    missing = [b for b in BASELINES.values() if any((b.name, t, h) not in known for t in tasks for h in horizons)]
+    found = run_all(setting, [*missing, *own], tasks, horizons, jobs)
+    everything = known | {key: Curves.of(result) for key, result in found.items()}
+    ordered = {(name, t, h): everything[name, t, h] for h in horizons for t in tasks for name in (*BASELINES, *names)}
+    report = Report(ordered)
+    report.write(setting.out, over)
+    curves.write(setting.out / "curves.npz", ordered)
+    return report
+
+
+def _maker(x: Learner | Callable[[Rate, int], Learner]) -> Callable[[Rate, int], Learner]:
+    ready = not callable(x) or hasattr(x, "init")
+    return (lambda rate, horizon: x) if ready else x
