@@ -1,4 +1,4 @@
-"""The suite of benchmarks: scores of curves made by hand, tuning, resumed runs, and the one-line call on a tiny task."""
+"""The suite of benchmarks: scores of curves made by hand, tuning, resumed runs, and the call on a tiny task."""
 
 import json
 import math
@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 from benchmarks import suite
-from benchmarks.suite import __main__ as command
-from benchmarks.suite import data, runs, scores, tasks
+from benchmarks.suite import anchor, data, runs, scores, tasks
 
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
@@ -208,12 +207,12 @@ def test_the_command_line_takes_a_file_or_a_function(tmp_path):
     path = tmp_path / "mulo.safetensors"
     loc.weights.save(path, loc.recipes.mulo(key=jax.random.key(0)))
     growth = suite.Growth(MuP())
-    found = command.named(str(path), (1.0,), growth)
+    found = suite.Optimizer.named(str(path), (1.0,), growth)
     assert found.name == "mulo" and found.growth == growth
     assert isinstance(found.learner(1.0, 10), loc.optimizers.LearnedOptimizer)
-    found = command.named("optax:lion", (1e-3, 1e-2), growth)
+    found = suite.Optimizer.named("optax:lion", (1e-3, 1e-2), growth)
     assert (found.name, found.rates) == ("lion", (1e-3, 1e-2))
-    assert command.named("benchmarks.suite.optimizers:BASELINES", (1.0,), growth).name == "BASELINES"
+    assert suite.Optimizer.named("benchmarks.suite.optimizers:BASELINES", (1.0,), growth).name == "BASELINES"
 
 
 # Models and data
@@ -265,3 +264,33 @@ def test_every_task_is_small_and_has_its_own_name():
     for spec in tasks.TASKS.values():
         assert spec.data in data._READERS
         json.dumps(spec.sizes)
+
+
+# The anchor
+
+
+def test_the_step_at_which_a_published_curve_has_a_loss():
+    steps, curve = np.array([0.0, 10.0, 20.0, 100.0]), np.array([4.0, 2.0, 2.0, 1.0])
+    losses = (5.0, 3.0, 1.5, 0.5, math.inf, math.nan)
+    assert [anchor.steps_of(loss, steps, curve) for loss in losses] == [0.0, 5.0, 60.0, 100.0, 0.0, 0.0]
+
+
+def test_the_anchor_averages_over_seeds_and_then_smooths():
+    np.testing.assert_allclose(anchor.smoothed(np.array([[1.0, 5.0, 2.0], [3.0, 1.0, 4.0]])), [2.0, 2.05, 2.0975])
+
+
+def test_the_anchor_measures_before_every_tenth_step(tiny, tmp_path):
+    """Without a change of the parameters, all evaluations are of the initial loss, on other batches each time."""
+    task = tiny.build(tmp_path)
+    found = anchor.measured(sgd(0.0, 40), task, 40, jax.random.key(0))
+    assert found.shape == (5,) and len(set(found.tolist())) == 5 and np.ptp(found) < 1.0
+    learned = anchor.measured(sgd(0.3, 40), task, 40, jax.random.key(0))
+    assert learned[0] == found[0] and (learned[1:] != found[1:]).all()
+
+
+@pytest.mark.parametrize("rates", [(0.1,), (0.001, 0.1, 10.0)])
+def test_the_anchor_tunes_only_a_grid(tiny, tmp_path, rates):
+    rate, loss = anchor.tuned(suite.Optimizer("sgd", sgd, rates), tiny.build(tmp_path), 40, seeds=2)
+    runs = [anchor.measured(sgd(np.float32(rate), 40), tiny.build(tmp_path), 40, jax.random.key(i)) for i in (0, 1)]
+    assert loss == pytest.approx(anchor.smoothed(np.stack(runs))[-1], rel=1e-5)
+    assert rate == 0.1 or len(rates) > 1

@@ -57,7 +57,7 @@ def run(
     """
     setting = Setting(Path(data).expanduser(), Path(out).expanduser(), seeds, tuning_seeds)
     known = {key: found for key, found in curves.read(baselines).items() if key[1] in tasks and key[2] in horizons}
-    own = [x if isinstance(x, Optimizer) else Optimizer(name, _maker(x), tuple(rates), growth) for x in optimizers]
+    own = [Optimizer.of(x, name, tuple(rates), growth) for x in optimizers]
     names = [o.name for o in own]
     if len(set(names)) < len(names) or set(names) & set(BASELINES):
         raise ValueError(f"Each optimizer needs a name of its own, got {names}; pass an `Optimizer` or `name`.")
@@ -69,8 +69,3 @@ def run(
     report.write(setting.out, over)
     curves.write(setting.out / "curves.npz", ordered)
     return report
-
-
-def _maker(x: Learner | Callable[[Rate, int], Learner]) -> Callable[[Rate, int], Learner]:
-    ready = not callable(x) or hasattr(x, "init")
-    return (lambda rate, horizon: x) if ready else x

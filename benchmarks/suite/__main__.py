@@ -9,29 +9,16 @@ import os
 
 # One core for each run: the threads that XLA would add gain little on models of this size.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import argparse
-import importlib
 from pathlib import Path
 
-from lo_components import weights
 from lo_components.parametrization import SP, MuP
 
-from . import HORIZONS, TASKS, Growth, Optimizer, _maker, run
+from . import HORIZONS, TASKS, Growth, Optimizer, run
 from .curves import BASELINES as CURVES
 
 SMOKE = dict(tasks=["mlp-8x8", "autoencoder"], horizons=[50], seeds=2)
-
-
-def named(text: str, rates: tuple[float, ...], growth: Growth) -> Optimizer:
-    """The optimizer of a file or of a module."""
-    module, _, name = text.partition(":")
-    if Path(text).is_file():
-        found, name = weights.load(text), Path(text).stem
-    else:
-        found = getattr(importlib.import_module(module), name)
-    return found if isinstance(found, Optimizer) else Optimizer(name, _maker(found), rates, growth)
 
 
 def main() -> None:
@@ -59,7 +46,7 @@ def main() -> None:
     base = dict(base_width=None, base_in_size=None) if absolute else {}
     growth = Growth(MuP() if mup else SP(), **base)
     rates = tuple(arguments.pop("rates"))
-    optimizers = [named(text, rates, growth) for text in arguments.pop("optimizers")]
+    optimizers = [Optimizer.named(text, rates, growth) for text in arguments.pop("optimizers")]
     report = run(*optimizers, **(arguments | SMOKE if smoke else arguments))
     print("\n".join(report.tables(arguments["over"])))
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import importlib
 import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,25 @@ class Optimizer:
     make: Callable[[Rate, int], Learner]
     rates: tuple[float, ...] = (1.0,)
     growth: Growth = Growth()
+
+    @staticmethod
+    def of(
+        x: "Optimizer | Learner | Callable[[Rate, int], Learner]", name: str, rates: tuple[float, ...], growth: Growth
+    ) -> "Optimizer":
+        """`x` itself if it is an `Optimizer`; else one that is ready, or a function as `make` is, by its name."""
+        if isinstance(x, Optimizer):
+            return x
+        ready = hasattr(x, "init")  # an optimizer or a transformation, which no learning rate changes
+        make = (lambda rate, horizon: cast(Learner, x)) if ready else cast(Callable[[Rate, int], Learner], x)
+        return Optimizer(name, make, rates, growth)
+
+    @staticmethod
+    def named(text: str, rates: tuple[float, ...], growth: Growth) -> "Optimizer":
+        """The optimizer in a file of `lo_components.weights.save`, or that of `module:name`."""
+        if Path(text).is_file():
+            return Optimizer.of(loc.weights.load(text), Path(text).stem, rates, growth)
+        module, _, name = text.partition(":")
+        return Optimizer.of(getattr(importlib.import_module(module), name), name, rates, growth)
 
     def learner(self, rate: float, horizon: int) -> loc.optimizers.AbstractOptimizer:
         """The optimizer for a learning rate and a number of steps."""
