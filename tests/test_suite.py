@@ -90,6 +90,17 @@ def test_two_optimizers_are_compared_seed_by_seed():
     assert list(found["ratio"]) == [0.5, 0.8, 2.0]
 
 
+def test_a_run_that_is_not_finite_is_worse_than_any_other():
+    good, bad = np.array([[2.0, 1.0]]), np.array([[2.0, np.nan]])
+    assert {kind: x[0] for kind, x in scores.compared(good, bad, target=1.0).items()} == dict(
+        steps=math.inf, steps_to_final=2.0, ratio=0.0
+    )
+    assert {kind: x[0] for kind, x in scores.compared(bad, good, target=1.0).items()} == dict(
+        steps=0.0, steps_to_final=0.0, ratio=math.inf
+    )
+    assert scores.compared(bad, bad, target=1.0)["ratio"][0] == 1.0
+
+
 def test_the_interquartile_mean_is_that_of_all_samples_together():
     assert scores.interquartile_mean(np.array([1.0, 100.0, 2.0]), np.array([3.0, 4.0, 5.0, 0.0, -50.0])) == 2.5
 
@@ -100,6 +111,7 @@ def test_intervals_resample_seeds_within_each_task():
     point, low, high = scores.interval([np.array([1.0, 1.2, 1.4]), np.array([2.0, 2.2, 2.4])])
     assert low < point < high and 1.0 <= low and high <= 2.4
     assert np.isnan(scores.interval([np.ones(1)])[1])
+    assert scores.interval([np.full(3, math.inf)] * 2) == (math.inf,) * 3
 
 
 def test_performance_profile():

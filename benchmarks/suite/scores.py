@@ -105,14 +105,20 @@ def compared(
 
     - `steps`: the other's steps to `target` over its own; 1 if neither reaches it.
     - `steps_to_final`: 1 over the fraction of the steps after which it has the other's loss at the end; 0 if never.
-    - `ratio`: the ratio of the losses at the end.
+    - `ratio`: the ratio of the losses at the end, which are infinite if they are not finite; 1 if both are.
     """
-    own, others = fraction_to(curve, target), fraction_to(other, target)
-    neither = np.isinf(own) & np.isinf(others)
-    with np.errstate(invalid="ignore"):
-        steps, ends = np.where(neither, 1.0, others / own), curve[:, -1] / other[:, -1]
-    to_final = [fraction_to(c[None], end)[0] for c, end in zip(curve, other[:, -1], strict=True)]
-    return {"steps": steps, "steps_to_final": 1.0 / np.array(to_final), "ratio": np.where(np.isnan(ends), np.inf, ends)}
+
+    def over(x, y):  # 1 if both are infinite
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isinf(x) & np.isinf(y), 1.0, x / y)
+
+    end, other_end = (np.where(np.isfinite(c[:, -1]), c[:, -1], np.inf) for c in (curve, other))
+    to_end = np.array([fraction_to(c[None], loss)[0] for c, loss in zip(curve, other_end, strict=True)])
+    return {
+        "steps": over(fraction_to(other, target), fraction_to(curve, target)),
+        "steps_to_final": 1.0 / to_end,
+        "ratio": over(end, other_end),
+    }
 
 
 def interquartile_mean(*samples: Float[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, "..."]:
@@ -132,10 +138,19 @@ def interval(
     point = float(statistic(*scores))
     if min(map(len, scores)) < 2:
         return point, math.nan, math.nan
-    found = stats.bootstrap(
-        tuple(scores), statistic, paired=False, method="percentile", n_resamples=resamples, rng=np.random.default_rng(0)
-    )
-    return point, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    with np.errstate(invalid="ignore"):  # the bootstrap's standard error, which is not used, of infinite scores
+        found = stats.bootstrap(
+            tuple(scores),
+            statistic,
+            paired=False,
+            method="percentile",
+            n_resamples=resamples,
+            rng=np.random.default_rng(0),
+        )
+    # Without interpolation, since scores may be infinite.
+    ends = ((0.025, "lower"), (0.975, "higher"))
+    low, high = (float(np.quantile(found.bootstrap_distribution, q, method=method)) for q, method in ends)
+    return point, low, high
 
 
 def profile(
