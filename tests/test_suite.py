@@ -210,7 +210,9 @@ def test_one_line_runs_any_optimizer(tiny, tmp_path):
     assert [path.name.split("-")[0] for path in (tmp_path / "second").rglob("*.safetensors")] == ["sgd", "sgd"]
 
 
-def test_two_optimizers_need_two_names(tmp_path):
+def test_names_are_checked_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match="`over` must be one of .*'mine'"):
+        suite.run(optax.sgd(0.1), data=tmp_path, out=tmp_path, over="sgd")
     with pytest.raises(ValueError, match="a name of its own"):
         suite.run(optax.sgd(0.1), optax.sgd(0.2), data=tmp_path, out=tmp_path)
 

@@ -54,6 +54,10 @@ def run(
     - `jobs`: how many runs at once, each on one core.
     - `over`: an optimizer with which all others are compared seed by seed.
     - `baselines`: a file with curves of the baselines. Those that it does not have are run.
+
+    **Returns:** the curves with their scores and tables, which are in `out` as well.
+
+    Raises `ValueError` if two optimizers have the same name, or there is none called `over`.
     """
     setting = Setting(Path(data).expanduser(), Path(out).expanduser(), seeds, tuning_seeds)
     known = {key: found for key, found in curves.read(baselines).items() if key[1] in tasks and key[2] in horizons}
@@ -61,6 +65,8 @@ def run(
     names = [o.name for o in own]
     if len(set(names)) < len(names) or set(names) & set(BASELINES):
         raise ValueError(f"Each optimizer needs a name of its own, got {names}; pass an `Optimizer` or `name`.")
+    if over is not None and over not in (*BASELINES, *names):
+        raise ValueError(f"`over` must be one of {(*BASELINES, *names)}, got {over!r}.")
     missing = [b for b in BASELINES.values() if any((b.name, t, h) not in known for t in tasks for h in horizons)]
     found = run_all(setting, [*missing, *own], tasks, horizons, jobs)
     everything = known | {key: Curves.of(result) for key, result in found.items()}
