@@ -7,7 +7,7 @@ from helpers import view_of
 
 from lo_components.accumulators import FirstMoment, SecondMoment
 from lo_components.controllers import MomentSummary, NormSummary
-from lo_components.schedules import LossBuffer, Progress
+from lo_components.schedules import LossBuffer, Progress, WarmUpAndDecay
 
 RNG = np.random.default_rng(0)
 PARAM, GRAD = RNG.normal(size=(4, 3)).astype(np.float32), RNG.normal(size=(4, 3)).astype(np.float32)
@@ -96,3 +96,16 @@ def test_what_is_missing_is_named(missing):
 def test_means_of_broadcast_channels_are_those_of_tiled_ones():
     rows = jnp.asarray(M[:, :, :1])
     np.testing.assert_allclose(view().means(rows), M[:, :, 0].mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (1, 0.2), (2, 0.2), (11, 0.1), (19, 0.2 / 18), (30, 0.0)])
+def test_warm_up_and_decay_are_linear(step, factor):
+    schedule = WarmUpAndDecay(0.2, 0.1)
+    value, _ = schedule(schedule.init(), Progress(jnp.asarray(step), num_steps=jnp.asarray(20)))
+    np.testing.assert_allclose(value, factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warm_up", [-0.1, 1.0])
+def test_a_warm_up_is_a_fraction(warm_up):
+    with pytest.raises(ValueError, match=f"`warm_up` must be at least 0 and below 1, got {warm_up}"):
+        WarmUpAndDecay(0.2, warm_up)

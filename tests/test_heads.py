@@ -6,7 +6,7 @@ import pytest
 from helpers import view_of
 
 from lo_components.features import Channels
-from lo_components.heads import LinearHead, MLPHead
+from lo_components.heads import HeadByRank, LinearHead, MLPHead, ResidualHead
 
 SHAPE = (3, 5)
 VIEW = view_of(jnp.zeros(SHAPE))
@@ -136,3 +136,30 @@ def test_initial_weights_are_truncated_normal_of_one_over_root_fan_in_and_biases
         assert jnp.max(jnp.abs(weight)) * fan_in**0.5 <= 2.0 + 1e-6
     assert not any(jnp.any(b) for b in (*head.biases, linear.bias))
     assert (head.in_size, head.out_size, linear.in_size, linear.out_size) == (64, 2, 64, 256)
+
+
+def test_a_residual_head_is_its_channel_at_first_and_then_adds_a_linear_map_and_a_network(getkey):
+    features = _channels(getkey())
+    head = ResidualHead(8, 1, hidden_size=3, hidden_layers=2, key=getkey())
+    channel = _tiled(features)[:, 1].reshape(1, *SHAPE)
+    np.testing.assert_allclose(head(features, VIEW), channel, rtol=1e-5)
+    linear, mlp = LinearHead(8, 1, key=getkey()), MLPHead(8, 1, hidden_size=3, hidden_layers=2, key=getkey())
+    learned = eqx.tree_at(lambda h: (h.linear, h.mlp), head, (linear, mlp))
+    expected = channel + linear(features, VIEW) + mlp(features, VIEW)
+    np.testing.assert_allclose(learned(features, VIEW), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channel", [-1, 8])
+def test_a_residual_head_needs_a_channel_that_exists(channel, getkey):
+    with pytest.raises(ValueError, match=f"`channel` must be between 0 and 7, got {channel}"):
+        ResidualHead(8, channel, key=getkey())
+
+
+def test_each_rank_has_its_head(getkey):
+    matrices, vectors = LinearHead(2, 1, key=getkey()), LinearHead(2, 1, key=getkey())
+    head = HeadByRank(matrices, vectors)
+    for shape, expected in [((3, 5), matrices), ((4, 3, 2), matrices), ((5,), vectors)]:
+        features, view = (Channels(jax.random.normal(getkey(), (2, *shape))),), view_of(jnp.zeros(shape))
+        np.testing.assert_array_equal(head(features, view), expected(features, view))
+    with pytest.raises(ValueError, match=r"same sizes, got \(2, 1\) and \(3, 1\)"):
+        HeadByRank(matrices, LinearHead(3, 1, key=getkey()))

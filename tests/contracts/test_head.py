@@ -11,6 +11,11 @@ from lo_components import heads
 from lo_components.features import Channels
 
 _KEY = jax.random.key(0)
+_RESIDUAL = eqx.tree_at(
+    lambda h: (h.linear.weight, h.mlp.weights[-1]),
+    heads.ResidualHead(5, 1, hidden_size=3, key=_KEY),
+    replace_fn=lambda w: jax.random.normal(_KEY, w.shape),
+)
 TABLE = [
     heads.LinearHead(5, 2, key=_KEY),
     heads.MLPHead(5, 2, hidden_size=3, hidden_layers=1, key=_KEY),
@@ -18,9 +23,11 @@ TABLE = [
     heads.MixedMLPHead(5, 2, num_networks=3, hidden_size=3, hidden_layers=1, scale=3.0, key=_KEY),
     heads.IdentityHead(5),
     heads.LeadingOutputs(heads.LinearHead(5, 3, key=_KEY), 2),
+    heads.HeadByRank(heads.MLPHead(5, 2, hidden_size=3, key=_KEY), heads.LinearHead(5, 2, key=_KEY)),
+    _RESIDUAL,
 ]
 every_head = pytest.mark.parametrize(
-    "head", TABLE, ids=["linear", "small_mlp", "large_mlp", "mixed_mlp", "identity", "leading"]
+    "head", TABLE, ids=["linear", "small_mlp", "large_mlp", "mixed_mlp", "identity", "leading", "by_rank", "residual"]
 )
 
 _CONTROLS = jnp.array([0.5, -1.0, 2.0])
@@ -47,7 +54,8 @@ def test_the_table_holds_every_head(concrete_classes):
 
 @every_head
 def test_outputs_have_the_declared_number_and_the_shape_of_the_tensor(head, features):
-    assert (head.in_size, head.out_size) == (5, 5 if isinstance(head, heads.IdentityHead) else 2)
+    sizes = {heads.IdentityHead: 5, heads.ResidualHead: 1}
+    assert (head.in_size, head.out_size) == (5, sizes.get(type(head), 2))
     out = apply(head, features)
     assert (out.shape, out.dtype) == ((head.out_size, 6, 4), jnp.float32)
     assert isinstance(head.blockwise, bool)
@@ -93,7 +101,10 @@ def test_jit_equals_eager(head, features):
 
 @every_head
 def test_all_arrays_are_meta_parameters_with_finite_gradients(head, features):
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda h: jnp.sum(h(features, VIEW) ** 2)))(head)
+    vector = tuple(Channels(c.values[:, :, 0], c.mean_square, c.eps) for c in features)
+    of_vector = view_of(jnp.zeros(6), controls=_CONTROLS)
+    total = lambda h: jnp.sum(h(features, VIEW) ** 2) + jnp.sum(h(vector, of_vector) ** 2)  # noqa: E731
+    gradient = eqx.filter_jit(eqx.filter_grad(total))(head)
     assert all(jnp.all(jnp.isfinite(x)) and jnp.any(x != 0) for x in jax.tree.leaves(gradient))
     assert len(jax.tree.leaves(gradient)) == len(jax.tree.leaves(eqx.filter(head, eqx.is_array)))
 

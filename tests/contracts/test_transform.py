@@ -15,6 +15,8 @@ TABLE = [
     steps.Orthogonalized(),
     steps.Orthogonalized(axes=(0, 1)),
     steps.TimesLastControl(),
+    steps.Flattened((steps.Orthogonalized(), steps.RMSOne())),
+    steps.Flattened((steps.RMSOne(),), axis=-1),
 ]
 RULES = [pz.SCALE_FREE, pz.PROPORTIONAL, pz.ORTHOGONALIZED, pz.RELATIVE]
 SHAPES = [(1,), (4,), (4, 3), (1, 5), (2, 4, 3)]
@@ -45,7 +47,7 @@ def test_an_update_of_zeros_stays_zero_with_finite_derivatives(transform, shape)
     total = lambda update: jnp.sum(transform(update, _view(zeros)))  # noqa: E731
     value, derivative = jax.value_and_grad(total)(zeros)
     assert value == 0.0
-    if not isinstance(transform, steps.Orthogonalized):  # whose norm of zeros has none
+    if not isinstance(transform, steps.Orthogonalized | steps.Flattened):  # whose norm of zeros has none
         assert jnp.all(jnp.isfinite(derivative))
 
 

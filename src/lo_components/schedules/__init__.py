@@ -12,3 +12,4 @@ from ._linear import Linear as Linear
 from ._loss_buffer import LossBuffer as LossBuffer
 from ._loss_buffer import LossBufferState as LossBufferState
 from ._training_fraction import TrainingFraction as TrainingFraction
+from ._warm_up import WarmUpAndDecay as WarmUpAndDecay

@@ -9,6 +9,7 @@ from ._direction import DirectionMagnitude as DirectionMagnitude
 from ._direction import Fixed as Fixed
 from ._direction import Magnitude as Magnitude
 from ._transforms import AbstractTransform as AbstractTransform
+from ._transforms import Flattened as Flattened
 from ._transforms import Orthogonalized as Orthogonalized
 from ._transforms import RelativeToParameter as RelativeToParameter
 from ._transforms import RMSOne as RMSOne

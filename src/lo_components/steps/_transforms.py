@@ -132,3 +132,33 @@ class Orthogonalized(AbstractTransform):
             a = x @ jnp.swapaxes(x, -1, -2)
             x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
         return jnp.moveaxis(jnp.swapaxes(x, -1, -2) if tall else x, (-2, -1), self.axes)
+
+
+class Flattened(AbstractTransform):
+    """Other transforms of tensors of rank 3 and more, which they see as matrices: one axis against all others.
+
+    With `Flattened((Orthogonalized(), RMSOne()))` a kernel `[out, in, height, width]` is a matrix `[out, in * height *
+    width]`, as in Muon. Vectors and matrices are transformed as they are.
+
+    **Arguments:**
+
+    - `transforms`: the other transforms, one after the other; they must not read tensors from the view.
+    - `axis`: the axis of the outputs: the first in Equinox, the last in Flax.
+    """
+
+    padding: ClassVar[bool] = True
+    transforms: tuple[AbstractTransform, ...]
+    axis: int = eqx.field(default=0, static=True)
+
+    def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
+        for transform in self.transforms:
+            rule = transform.update_rule(rule, min(ndim, 2))
+        return rule
+
+    def __call__(self, update: Float[Array, "*shape"], view: TensorView) -> Float[Array, "*shape"]:
+        x = update if update.ndim <= 2 else jnp.moveaxis(update, self.axis, 0)
+        shape = x.shape
+        x = x if update.ndim <= 2 else x.reshape(shape[0], -1)
+        for transform in self.transforms:
+            x = transform(x, view)
+        return x if update.ndim <= 2 else jnp.moveaxis(x.reshape(shape), 0, self.axis)

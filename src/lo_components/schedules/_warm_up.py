@@ -1,0 +1,36 @@
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._base import AbstractSchedule, Progress
+
+
+class WarmUpAndDecay(AbstractSchedule[tuple[()]]):
+    r"""A linear rise to $\lambda$ over a fraction $f$ of the steps, then a linear decay to almost 0 at the last step.
+
+    At step $t$ of $n$, with $w = \max(1, f n)$: $\lambda \min\left(\frac{t + 1}{w}, \frac{n - t}{n - w}, 1\right)$.
+    Needs the length of training.
+
+    **Arguments:**
+
+    - `peak`: $\lambda$. An array is meta-learned.
+    - `warm_up`: $f$, at least 0 and below 1.
+
+    Raises `ValueError` if `warm_up` is out of range.
+    """
+
+    peak: float | Float[Array, ""]
+    warm_up: float = eqx.field(default=0.05, static=True)
+
+    def __check_init__(self):
+        if not 0.0 <= self.warm_up < 1.0:
+            raise ValueError(f"`warm_up` must be at least 0 and below 1, got {self.warm_up}.")
+
+    def init(self) -> tuple[()]:
+        return ()
+
+    def __call__(self, state: tuple[()], progress: Progress) -> tuple[Float[Array, ""], tuple[()]]:
+        t, n = (x.astype(jnp.float32) for x in (progress.step, progress.required("num_steps")))
+        w = jnp.maximum(1.0, self.warm_up * n)
+        decay = jnp.maximum(0.0, n - t) / jnp.maximum(1.0, n - w)
+        return self.peak * jnp.minimum(jnp.minimum((t + 1.0) / w, decay), 1.0), state
