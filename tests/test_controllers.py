@@ -1,12 +1,14 @@
 """Summaries and loss buffers against their formulas in NumPy."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import view_of
 
 from lo_components.accumulators import FirstMoment, SecondMoment
-from lo_components.controllers import MomentSummary, NormSummary
+from lo_components.controllers import MomentSummary, NormSummary, ScaleController, SignalSummary
 from lo_components.schedules import LossBuffer, Progress, WarmUpAndDecay
 
 RNG = np.random.default_rng(0)
@@ -49,13 +51,38 @@ def test_the_summary_of_norms():
     np.testing.assert_allclose(NormSummary()(view()), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("summary", [MomentSummary(), NormSummary()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("summary", [MomentSummary(), NormSummary(), SignalSummary(3)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("length", [1, 5])
 def test_padding_does_not_count(summary, length):
     alone = [x.reshape(*x.shape[:-2], -1)[..., :length] for x in (PARAM, GRAD, M, V)]
     padded = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 9 - length)]) for x in alone]
     known = {"size": jnp.asarray(length), "counted": jnp.arange(9) < length}
     np.testing.assert_allclose(summary(view(*padded, **known)), summary(view(*alone)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_summary_of_signal_and_noise():
+    expected = [0.0, *np.clip(0.5 * np.log((M**2).mean((1, 2)) / V.mean()), -4.0, 1.0)]
+    np.testing.assert_allclose(SignalSummary(3)(view()), expected, rtol=1e-5)
+    np.testing.assert_allclose(SignalSummary(3)(view(m=1e-6 * M, v=1e-12 * V)), expected, rtol=1e-4)
+    np.testing.assert_array_equal(SignalSummary(3)(view(m=0 * M, v=0 * V)), 0.0)
+    of_vector = SignalSummary(3)(view(*(x[..., 0, :] for x in (PARAM, GRAD, M, V))))
+    assert of_vector[0] == 1.0
+
+
+def test_scales_are_one_at_first_and_then_follow_the_formula():
+    controller = ScaleController(4, hidden_size=3, limit=0.7, key=jax.random.key(0))
+    summaries = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
+    progress = Progress(jnp.asarray(3), num_steps=jnp.asarray(10))
+    factors, state = controller(summaries, controller.init(5), progress)
+    np.testing.assert_array_equal(factors, np.ones((5, 1)))
+    assert state == ()
+    normal = lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32)  # noqa: E731
+    learned = jax.tree.map(normal, controller, is_leaf=eqx.is_array)
+    time = np.tanh(10 * (0.3 - np.array([0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1])))
+    x = np.concatenate([np.tile(time, (5, 1)), summaries], axis=1)
+    affine = lambda part, x: x @ np.asarray(part.weight) + np.asarray(part.bias)  # noqa: E731
+    y = affine(learned.skip, x) + affine(learned.readout, np.maximum(0.0, affine(learned.hidden, x)))
+    np.testing.assert_allclose(learned(summaries, (), progress)[0], np.exp(0.7 * np.tanh(y / 0.7)), rtol=1e-4)
 
 
 def features(losses, num_steps=100):

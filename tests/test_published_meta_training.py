@@ -19,6 +19,7 @@ RECIPES = {
     "celo2": Partitioned(recipes.celo2_direction(**SMALL), recipes.celo2_base(1e-2, **SMALL)),
     "rnn_mlp": recipes.rnn_mlp(lstm_size=3, **SMALL),
     "star": recipes.star(**SMALL),
+    "residual_muon": recipes.residual_muon(1e-2, **SMALL),
     "nn_adam": recipes.nn_adam(size=3, key=KEY),
     "l2l_lstm": recipes.l2l_lstm(sizes=(3, 2), key=KEY),
 }

@@ -58,6 +58,31 @@ class MomentSummary(AbstractSummary):
         return jnp.concatenate([_log(view.means(v)), rank, _log(var_m), _log(var_v)])
 
 
+class SignalSummary(AbstractSummary):
+    r"""Whether the tensor is a vector, and how much of its gradient is signal, on several time scales.
+
+    1 for vectors and scalars and 0 for others; and for each momentum $m_i$, with the second moment $v$,
+    $\tfrac12 \ln(\mathrm{mean}(m_i^2) / \mathrm{mean}(v))$ within $[-4, 1]$, which is low if gradients are mostly noise
+    or change their direction, and 0 before the first step. Independent of the scale of the gradient. Requires second
+    moments with one decay rate.
+    """
+
+    size: int = eqx.field(static=True)
+
+    def __init__(self, num_momenta: int):
+        """**Arguments:**
+
+        - `num_momenta`: how many momenta there are.
+        """
+        self.size = 1 + num_momenta
+
+    def __call__(self, view: TensorView) -> Float[Array, " size"]:
+        m, v = (view.means(x) for x in (jnp.square(view.stat(FirstMoment).m), view.stat(SecondMoment).v))
+        ratio = 0.5 * jnp.log((m + 1e-20) / (v + 1e-20))
+        vector = jnp.full(1, view.param.ndim < 2, jnp.float32)
+        return jnp.concatenate([vector, jnp.where(v > 0, jnp.clip(ratio, -4.0, 1.0), 0.0)])
+
+
 class NormSummary(AbstractSummary):
     r"""Norms, means and variances of a tensor's gradient, momenta, second moments and parameter, for RNN-MLP.
 

@@ -13,6 +13,8 @@ from ._celo import celo_adam as celo_adam
 from ._celo import celo_update as celo_update
 from ._celo import sinv6 as sinv6
 from ._l2l import l2l_lstm as l2l_lstm
+from ._muon import residual_muon as residual_muon
+from ._muon import rms_muon as rms_muon
 from ._nn_adam import nn_adam as nn_adam
 from ._optimizers import lolv2 as lolv2
 from ._optimizers import mulo as mulo
