@@ -8,7 +8,7 @@ from ._base import AbstractController
 
 
 class ScaleController(AbstractController[tuple[()]]):
-    r"""One control for each tensor: a factor on its updates, which depends on its summary and the time, and is 1 at first.
+    r"""One control for each tensor: a factor on its updates that depends on its summary and the time, 1 at first.
 
     With $x$ the [`lo_components.schedules.TrainingFraction`][] and the summary, the factor is
     $\exp(L \tanh(y / L))$ for $y = W x + b + V\, \mathrm{relu}(U x + c)$. $W$, $b$ and $V$ start at zero.
