@@ -1,13 +1,15 @@
-"""Meta-train LAgg-A and LOpt-A on a small network, then count rounds to a loss against tuned baselines.
+"""Count the rounds to a loss that LAgg-A and LOpt-A take on a small network, against tuned baselines.
 
-    python examples/communication_rounds.py                   # digits
     python examples/communication_rounds.py --data FOLDER     # Fashion-MNIST's four idx files, pooled to 8x8
+    python examples/communication_rounds.py                   # digits
     python examples/communication_rounds.py --panels all      # also K, H, widths and models not seen in meta-training
+    python examples/communication_rounds.py --meta-train      # meta-train the aggregators first
     python examples/communication_rounds.py --smoke           # a tiny version
 
 A small version of the LAgg-A paper's experiment (arXiv 2312.02204): K = 8 workers with H = 4 local steps. Each baseline
-is tuned on a grid in one compiled call, by the mean loss over the last 20 rounds of one seed. Meta-training continues
-from the checkpoints in the folder of the figure, if there are any.
+is tuned on a grid in one compiled call, by the mean loss over the last 20 rounds of one seed. The aggregators are those
+of `loc.pretrained`, meta-trained on Fashion-MNIST, unless `--meta-train` is given. Meta-training continues from the
+checkpoints in the folder of the figure, if there are any, and leaves the aggregators and their cards there.
 """
 
 import argparse
@@ -86,20 +88,63 @@ def spread(workers: int, steps: int, rate):
     return LocalRound(workers, steps, loc.OptaxOptimizer(optax.sgd, rate))
 
 
-def meta_train(name: str, learner, task, folder: Path, stages, pairs: int, window: int, horizon):
+# By name: a function from the number of hidden units and a key to the aggregator, and what it is.
+AGGREGATORS = {
+    "LAgg-A": (
+        lambda hidden, key: loc.recipes.lagg_a(WORKERS, hidden_size=hidden, key=key),
+        f"LAgg-A for {WORKERS} workers in a fixed order: sees every delta",
+    ),
+    "LOpt-A": (
+        lambda hidden, key: loc.recipes.lopt_a(hidden_size=hidden, key=key),
+        "LOpt-A for any number of workers: sees the mean delta",
+    ),
+    "pooled LAgg-A": (
+        lambda hidden, key: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
+        "pooled LAgg-A for any number of workers in any order: sees a pooled embedding of every delta",
+    ),
+}
+
+
+def file_name(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+def card(name: str, data: Path | None, smoke: bool, width: int, stages, pairs: int, window: int, horizon) -> loc.Card:
+    images = "digits, 8x8" if data is None else "Fashion-MNIST, 8x8"
+    options = " --data FOLDER" * (data is not None) + " --smoke" * smoke
+    noise = ", then ".join(f"{std:g} for {meta_steps:,} meta-steps" for meta_steps, std, _ in stages)
+    return loc.Card(
+        name=file_name(name),
+        summary=AGGREGATORS[name][1],
+        parametrization=MuP(bias_std=0.0),
+        base_width=WIDTH,
+        base_in_size=PIXELS,
+        tasks=f"{images}, MLP with two hidden layers under SP (biases start at zero), rounds of {WORKERS} workers with "
+        f"{LOCAL_STEPS} steps of SGD (rate {LOCAL_RATE}, batches of {LOCAL_BATCH})",
+        widths=(width,),
+        horizon=f"{int(horizon.min_steps)} to {int(horizon.max_steps):,} rounds, log-uniform",
+        estimator=f"PES, {pairs} pairs, windows of {window} rounds, std {noise}",
+        seed=0,
+        command=f'python examples/communication_rounds.py --meta-train --learned "{name}"{options}',
+        source="Joseph, Thérien et al. (arXiv 2312.02204)",
+    )
+
+
+def meta_train(learner, card: loc.Card, task, out: loc.Pretrained, stages, pairs: int, window: int, horizon):
     unroll = TruncatedUnroll(task, horizon, window, inner_step=spread(WORKERS, LOCAL_STEPS, LOCAL_RATE))
-    for i, (meta_steps, std, rate) in enumerate(stages, 1):
+    runs = [out.folder / f"{card.name}-{i}" for i in range(1, len(stages) + 1)]
+    for i, ((meta_steps, std, rate), run) in enumerate(zip(stages, runs, strict=True), 1):
         learner = loc.meta.meta_train(
             learner,
             loc.estimators.PES(unroll, num_pairs=pairs, std=std),
             num_steps=meta_steps,
             optimizer=loc.meta.meta_optimizer(meta_steps, peak=rate, end=0.0),
-            checkpoints=loc.meta.Checkpoints(folder / f"{name}-{i}", {"name": name, "meta_steps": meta_steps}),
+            checkpoints=loc.meta.Checkpoints(run, {"name": card.name, "meta_steps": meta_steps}),
             log_every=10,
-            progress=f"{name}, stage {i}",
+            progress=f"{card.name}, stage {i}",
             key=jax.random.key(i),
         )
-    return learner
+    out.save(learner, card, runs=runs)
 
 
 def tuned(make_task, name: str, workers: int, steps: int, rounds: int, batch: int, coarse: bool, key):
@@ -192,7 +237,7 @@ def as_meta_trained(dataset, cifar10: Path | None):
 
 # By title: a function from the data set and CIFAR-10's folder to the task, and other differences from meta-training.
 PANELS = {
-    "as in meta-training": (as_meta_trained, dict()),
+    "width 32": (as_meta_trained, dict()),
     "H = 8": (as_meta_trained, dict(steps=8)),
     "H = 16": (as_meta_trained, dict(steps=16)),
     "K = 4": (as_meta_trained, dict(workers=4)),
@@ -211,9 +256,10 @@ def main(
     seeds: int = 10,
     panels: list[str] | None = None,
     learned: Sequence[str] = ("LAgg-A", "LOpt-A"),
+    meta: bool = False,
     smoke: bool = False,
 ) -> None:
-    panels = panels or ["as in meta-training"]
+    panels = panels or ["width 32"]
     if "all" in panels:
         panels = [name for name in PANELS if name != "CIFAR-10" or cifar10 is not None]
     dataset, hidden, stages, pairs, window, horizon = read(data), 32, STAGES, 4, 50, LogUniformHorizon(100, 1000)
@@ -225,23 +271,17 @@ def main(
     width, key = 4 if smoke else WIDTH, jax.random.key(0)
     make_task = make_mlp(dataset, width)
     tasks = {panel: make_task if smoke else PANELS[panel][0](dataset, cifar10) for panel in panels}
-    recipes = {
-        "LAgg-A": lambda: loc.recipes.lagg_a(WORKERS, hidden_size=hidden, key=key),
-        "LOpt-A": lambda: loc.recipes.lopt_a(hidden_size=hidden, key=key),
-        "pooled LAgg-A": lambda: loc.recipes.pooled_lagg_a(hidden_size=hidden, key=key),
-    }
-    aggregators, folder = {}, out.with_suffix("")
-    card = dict(data="digits" if data is None else "Fashion-MNIST, 8x8", width=width, hidden_size=hidden)
-    card |= dict(workers=WORKERS, local_steps=LOCAL_STEPS, local_rate=LOCAL_RATE, local_batch=LOCAL_BATCH)
-    card |= dict(estimator="PES", stages=stages, pairs=pairs, window=window, max_rounds=int(horizon.max_steps))
-    for name in learned:
-        task = make_task(LOCAL_BATCH)
-        aggregators[name] = meta_train(name, recipes[name](), task, folder, stages, pairs, window, horizon)
-        file = folder / f"{name.lower().replace(' ', '-')}.safetensors"
-        loc.weights.save(file, aggregators[name], card={"name": name, **card})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = loc.pretrained
+    if meta:
+        source, settings = loc.Pretrained(out.with_suffix("")), (stages, pairs, window, horizon)
+        for name in learned:
+            described = card(name, data, smoke, width, *settings)
+            meta_train(AGGREGATORS[name][0](hidden, key), described, make_task(LOCAL_BATCH), source, *settings)
+    aggregators = {name: source(file_name(name)) for name in learned}
     curves = {}
     for panel, make in tasks.items():
-        same, differing = panel == "as in meta-training", PANELS[panel][1]
+        same, differing = panel == "width 32", PANELS[panel][1]
         fits = [name for name in aggregators if name != "LAgg-A" or "workers" not in differing]
         found = compare(
             panel,
@@ -268,8 +308,9 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--panels", nargs="+", choices=["all", *PANELS], help="what to compare (default: the first)")
-    every = ("LAgg-A", "LOpt-A", "pooled LAgg-A")
-    parser.add_argument("--learned", nargs="+", choices=every, default=every[:2], help="aggregators to meta-train")
+    every = list(AGGREGATORS)
+    parser.add_argument("--learned", nargs="+", choices=every, default=every[:2], help="learned aggregators")
+    parser.add_argument("--meta-train", action="store_true", dest="meta", help="meta-train them first")
     parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))

@@ -146,8 +146,8 @@ def public_objects() -> dict:
 
 
 def public_modules() -> list:
-    """The package's public subpackages and modules."""
+    """The package itself, and its public subpackages and modules."""
     import lo_components
 
     names = [info.name for info in pkgutil.iter_modules(lo_components.__path__) if not info.name.startswith("_")]
-    return [importlib.import_module(f"lo_components.{name}") for name in names]
+    return [lo_components, *(importlib.import_module(f"lo_components.{name}") for name in names)]

@@ -25,6 +25,9 @@ from ._learner import Constant as Constant
 from ._learner import Learner as Learner
 from ._learner import partition as partition
 from ._learner import theta as theta
+from ._pretrained import Card as Card
+from ._pretrained import Pretrained as Pretrained
+from ._pretrained import pretrained as pretrained
 from .accumulators import AbstractAccumulator as AbstractAccumulator
 from .aggregators import AbstractAggregator as AbstractAggregator
 from .aggregators import LearnedAggregator as LearnedAggregator
