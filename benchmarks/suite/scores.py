@@ -148,9 +148,9 @@ def interval(
             rng=np.random.default_rng(0),
         )
     # Without interpolation, since scores may be infinite.
-    ends = ((0.025, "lower"), (0.975, "higher"))
-    low, high = (float(np.quantile(found.bootstrap_distribution, q, method=method)) for q, method in ends)
-    return point, low, high
+    low = np.quantile(found.bootstrap_distribution, 0.025, method="lower")
+    high = np.quantile(found.bootstrap_distribution, 0.975, method="higher")
+    return point, float(low), float(high)
 
 
 def profile(

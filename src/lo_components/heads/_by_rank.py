@@ -6,17 +6,20 @@ from ._base import AbstractHead
 
 
 class HeadByRank(AbstractHead):
-    """One head for tensors of rank 2 and more, another one for vectors and scalars.
-
-    **Arguments:**
-
-    - `matrices`, `vectors`: the two heads, of the same sizes.
-
-    Raises `ValueError` if their sizes differ.
-    """
+    """One head for tensors of rank 2 and more, another one for vectors and scalars."""
 
     matrices: AbstractHead
     vectors: AbstractHead
+
+    def __init__(self, matrices: AbstractHead, vectors: AbstractHead):
+        """**Arguments:**
+
+        - `matrices`, `vectors`: the two heads, of the same sizes.
+
+        Raises `ValueError` if their sizes differ.
+        """
+        self.matrices = matrices
+        self.vectors = vectors
 
     def __check_init__(self):
         sizes = [(head.in_size, head.out_size) for head in (self.matrices, self.vectors)]
