@@ -47,6 +47,7 @@ from lo_components.unroll import (
     ConstantHorizon,
     FinalLoss,
     HorizonSchedule,
+    LogLoss,
     LogUniformHorizon,
     MeanLoss,
     TelescopedLoss,
@@ -257,7 +258,7 @@ def test_a_nonlinear_meta_loss_is_applied_to_the_losses_of_each_member(kind, win
     np.testing.assert_array_less(np.abs(mean - expected), 4 * error)
 
 
-@pytest.mark.parametrize("meta_loss", [MeanLoss(), FinalLoss(), TelescopedLoss(), SquaredMean(), LogMean()])
+@pytest.mark.parametrize("meta_loss", [MeanLoss(), FinalLoss(), TelescopedLoss(), LogLoss(), SquaredMean(), LogMean()])
 def test_equal_members_have_no_difference_whatever_the_meta_loss(meta_loss):
     unroll = dataclasses.replace(TruncatedUnroll(Noisy(), LogUniformHorizon(7, 21), 7), meta_loss=meta_loss)
     for kind in (PES, FullES):
@@ -377,7 +378,7 @@ def test_another_schedule_of_horizons_compiles_nothing():
 
 @pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("split", [None, "train"])
-@pytest.mark.parametrize("meta_loss", [MeanLoss(), FinalLoss(), TelescopedLoss()])
+@pytest.mark.parametrize("meta_loss", [MeanLoss(), FinalLoss(), TelescopedLoss(), LogLoss()])
 def test_estimates_make_no_nan_that_the_debugger_of_jax_would_stop_at(meta_loss, split, pairs):
     unroll = TruncatedUnroll(Noisy(), 10, 5, meta_loss=meta_loss, split=split)
     with jax.debug_nans(True):

@@ -22,6 +22,7 @@ from lo_components.tasks import (
 from lo_components.unroll import (
     ConstantHorizon,
     FinalLoss,
+    LogLoss,
     LogUniformHorizon,
     MeanLoss,
     TelescopedLoss,
@@ -156,12 +157,24 @@ def contributions(meta_loss, *, steps=12, window=4, split=None):
     return np.asarray(found), np.asarray(losses), (unroll, learner, state)
 
 
+def _log_loss(losses, final, floor):
+    logs = np.log(losses.reshape(-1, 4).mean(axis=1) + floor)
+    return (1 - final) * logs.mean() + final * logs[-1]
+
+
+@pytest.mark.parametrize("options", [{"final": -0.1}, {"final": 1.1}, {"floor": -1.0}])
+def test_the_weights_of_the_log_loss_are_checked(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
+        LogLoss(**options)
+
+
 @pytest.mark.parametrize(
     "meta_loss, of",
     [
         (MeanLoss(), np.mean),
         (FinalLoss(), lambda losses: losses[-1]),
         (TelescopedLoss(), lambda losses: losses[-1] - losses[0]),
+        (LogLoss(0.3, 0.5), lambda losses: _log_loss(losses, 0.3, 0.5)),
     ],
 )
 def test_the_mean_of_the_contributions_is_the_episodes_meta_loss(meta_loss, of):

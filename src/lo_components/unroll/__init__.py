@@ -15,5 +15,6 @@ from ._inner import LocalRound as LocalRound
 from ._inner import scaled_for as scaled_for
 from ._meta_loss import AbstractMetaLoss as AbstractMetaLoss
 from ._meta_loss import FinalLoss as FinalLoss
+from ._meta_loss import LogLoss as LogLoss
 from ._meta_loss import MeanLoss as MeanLoss
 from ._meta_loss import TelescopedLoss as TelescopedLoss

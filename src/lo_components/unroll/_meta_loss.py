@@ -62,3 +62,31 @@ class TelescopedLoss(AbstractMetaLoss):
 
     def __call__(self, losses, previous_loss, num_windows, last):
         return num_windows * (losses[-1] - previous_loss)
+
+
+class LogLoss(AbstractMetaLoss):
+    r"""The logarithm of the loss, so that a task counts as much when its loss is small: for the mean losses
+    $\bar\ell_w$ of $W$ windows, $(1 - f) \frac1W \sum_w \ln(\bar\ell_w + c) + f \ln(\bar\ell_W + c)$.
+
+    The last window contributes the second term times $W$, and the others only the first term.
+
+    **Arguments:**
+
+    - `final`: $f$, the weight of the last window, between 0 and 1.
+    - `floor`: $c$, so that a loss near 0 does not outweigh all others.
+
+    Raises `ValueError` if `final` is out of range or `floor` is negative.
+    """
+
+    final: float = eqx.field(default=0.5, static=True)
+    floor: float = eqx.field(default=0.02, static=True)
+
+    def __check_init__(self):
+        if not 0.0 <= self.final <= 1.0:
+            raise ValueError(f"`final` must be between 0 and 1, got {self.final}.")
+        if self.floor < 0.0:
+            raise ValueError(f"`floor` must be at least 0, got {self.floor}.")
+
+    def __call__(self, losses, previous_loss, num_windows, last):
+        loss = jnp.log(jnp.mean(losses) + self.floor)
+        return (1.0 - self.final) * loss + jnp.where(last, self.final * num_windows * loss, 0.0)

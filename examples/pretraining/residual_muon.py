@@ -1,0 +1,138 @@
+"""Meta-train the pretrained optimizer `residual_muon`: Muon with a learned correction and learned factors.
+
+    python examples/pretraining/residual_muon.py --data FOLDER   # as it is shipped, half an hour on one CPU core
+    python examples/pretraining/residual_muon.py --smoke         # a tiny version
+
+FOLDER has `fashion_mnist` (four idx files) and `cifar10` (`cifar-10-batches-py`); without it, digits stand in for both.
+Writes `residual_muon.safetensors` and its card to the folder `--out`, beside a folder with the log. If it is
+interrupted, run it again to continue.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import lo_components as loc
+from lo_components.estimators import ESSingle, Mixture
+from lo_components.parametrization import MuP
+from lo_components.unroll import LogLoss, LogUniformHorizon, TruncatedUnroll
+
+BASE = dict(parametrization=MuP(), base_width=32)
+INPUTS = 64  # 8x8 pixels, the base of muP
+RATE = 4e-3
+
+
+def shrunk(images) -> np.ndarray:
+    """Gray images of 8x8 pixels: means over channels and over blocks, with margins of zeros if needed."""
+    images = np.asarray(images, np.float32)
+    images = images.mean(-1) if images.ndim == 4 else images
+    margin = -images.shape[1] % 8 // 2
+    images = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
+    block = images.shape[1] // 8
+    return images.reshape(-1, 8, block, 8, block).mean((2, 4))
+
+
+def images(name: str, folder: Path | None):
+    if folder is None:
+        return loc.data.digits()
+    read = {"fashion_mnist": loc.data.fashion_mnist, "cifar10": loc.data.cifar10}[name]
+    train = read(folder / name).splits["train"]
+    return loc.data.image_dataset(
+        {"train": (shrunk(train.images), np.asarray(train.labels))}, num_classes=10, name=name
+    )
+
+
+def teacher(size: int = 4000, seed: int = 1):
+    """Noisy labels by a random network, for correlated inputs; so few that a network can learn them by heart."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((INPUTS, INPUTS)) * np.exp(-np.arange(INPUTS) / 16)
+    inputs = rng.standard_normal((size, INPUTS)) @ mix.T
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0)
+    hidden = np.tanh(inputs @ rng.standard_normal((INPUTS, 48)) * 0.2)
+    logits = hidden @ rng.standard_normal((48, 10)) * 1.5 + 0.5 * rng.standard_normal((size, 10))
+    arrays = inputs.reshape(size, 8, 8).astype(np.float32), logits.argmax(1)
+    return loc.data.image_dataset({"train": arrays}, num_classes=10, name="teacher")
+
+
+def tasks(folder: Path | None) -> dict:
+    """The four tasks of meta-training, by name."""
+    mlp = lambda data, width, depth: loc.tasks.mlp_classification(  # noqa: E731
+        data, width=width, depth=depth, base_in_size=INPUTS, batch_size=64, **BASE
+    )
+    text = loc.data.python_docs(length=17)
+    return {
+        "Fashion-MNIST, 8x8, MLP 32-32": mlp(images("fashion_mnist", folder), 32, 2),
+        "CIFAR-10, gray, 8x8, MLP 64": mlp(images("cifar10", folder), 64, 1),
+        "a random teacher, MLP 48-48-48": mlp(teacher(), 48, 3),
+        "bytes of Python's documentation, transformer of width 32 with one block": loc.tasks.language_modeling(
+            text, width=32, depth=1, heads=2, positions=True, batch_size=8, **BASE
+        ),
+    }
+
+
+def main(args) -> None:
+    found = tasks(args.data)
+
+    def estimator(task):
+        horizon = LogUniformHorizon(args.shortest, args.horizon)
+        unroll = TruncatedUnroll(task, horizon, args.window, meta_loss=LogLoss(args.final))
+        return ESSingle(unroll, num_pairs=args.pairs, std=args.std)
+
+    settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "smoke")}
+    init_key, key = jax.random.split(jax.random.key(args.seed))
+    folder = args.out / "residual_muon"
+    learner = loc.meta.meta_train(
+        loc.recipes.residual_muon(RATE, key=init_key),
+        Mixture([estimator(task) for task in found.values()], names=list(found)),
+        num_steps=args.meta_steps,
+        optimizer=loc.meta.meta_optimizer(args.meta_steps, peak=args.rate, end=0.0),
+        checkpoints=loc.meta.Checkpoints(folder, settings),
+        log_every=25,
+        progress="residual_muon",
+        key=key,
+    )
+    card = loc.Card(
+        name="residual_muon",
+        summary="Muon with a learned correction of the momentum and learned factors for each tensor",
+        parametrization=BASE["parametrization"],
+        base_width=BASE["base_width"],
+        base_in_size=INPUTS,
+        learning_rate=RATE,
+        needs=("num_steps",),
+        tasks="; ".join(found),
+        widths=(32, 48, 64),
+        horizon=f"{args.shortest} to {args.horizon} steps, log-uniform",
+        estimator=f"ESSingle, {args.pairs} pairs for each task, std {args.std}, windows of {args.window} steps",
+        seed=args.seed,
+        command=f"python examples/pretraining/residual_muon.py --data FOLDER --seed {args.seed}",
+        source="Muon (Jordan et al., 2024), with a learned correction; this library",
+    )
+    print(loc.Pretrained(args.out).save(learner, card, runs=[folder]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with `fashion_mnist` and `cifar10`")
+    parser.add_argument("--out", type=Path, default=Path("pretraining"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--meta-steps", type=int, default=1200)
+    parser.add_argument("--pairs", type=int, default=8, help="antithetic pairs for each task")
+    parser.add_argument("--shortest", type=int, default=200, help="the shortest horizon")
+    parser.add_argument("--horizon", type=int, default=1000, help="the longest horizon")
+    parser.add_argument("--window", type=int, default=50)
+    parser.add_argument("--std", type=float, default=0.07, help="standard deviation of the noise")
+    parser.add_argument("--rate", type=float, default=2e-2, help="peak meta-learning rate")
+    parser.add_argument("--final", type=float, default=0.7, help="weight of the final loss in the meta-loss")
+    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
+    args = parser.parse_args()
+    if args.smoke:
+        vars(args).update(meta_steps=2, pairs=1, shortest=4, horizon=4, window=2)
+    try:
+        main(args)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; run the same command again to continue from the last checkpoint")
