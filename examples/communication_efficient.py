@@ -1,7 +1,7 @@
 """Turn a plain training loop into local SGD with an aggregator, for any Equinox model.
 
     python examples/communication_efficient.py
-    python examples/communication_efficient.py --weights FILE    # another LOpt-A, saved by communication_rounds.py
+    python examples/communication_efficient.py --weights FILE    # another LOpt-A, saved by reproductions/meta_train.py
     python examples/communication_efficient.py --smoke           # a tiny version
 
 Eight workers train an Equinox model on scikit-learn's digits. Either they exchange gradients after every step, or the

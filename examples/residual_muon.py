@@ -1,7 +1,7 @@
 """Meta-train the pretrained optimizer `residual_muon`: Muon with a learned correction and learned factors.
 
-    python examples/pretraining/residual_muon.py --data FOLDER   # as it is shipped, half an hour on one CPU core
-    python examples/pretraining/residual_muon.py --smoke         # a tiny version
+    python examples/residual_muon.py --data FOLDER   # as it is shipped, half an hour on one CPU core
+    python examples/residual_muon.py --smoke         # a tiny version
 
 FOLDER has `fashion_mnist` (four idx files) and `cifar10` (`cifar-10-batches-py`); without it, digits stand in for both.
 Writes `residual_muon.safetensors` and its card to the folder `--out`, beside a folder with the log. If it is
@@ -107,7 +107,7 @@ def main(args) -> None:
         horizon=f"{args.shortest} to {args.horizon} steps, log-uniform",
         estimator=f"ESSingle, {args.pairs} pairs for each task, std {args.std}, windows of {args.window} steps",
         seed=args.seed,
-        command=f"python examples/pretraining/residual_muon.py --data FOLDER --seed {args.seed}",
+        command=f"python examples/residual_muon.py --data FOLDER --seed {args.seed}",
         source="Muon (Jordan et al., 2024), with a learned correction; this library",
     )
     print(loc.Pretrained(args.out).save(learner, card, runs=[folder]))

@@ -1,0 +1,67 @@
+"""Communication rounds of the LAgg-A paper: the setting of meta-training, and the tuned baselines."""
+
+import itertools
+from collections.abc import Sequence
+
+import optax
+from _optimizers import Optimizer
+from _tasks import mlp
+
+import lo_components as loc
+from lo_components.aggregators import Mean, OuterOptimizer, SlowMo
+from lo_components.parametrization import SP
+from lo_components.unroll import GradientStep, LocalRound
+
+WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
+WIDTH, PIXELS = 32, 64  # of the network on which aggregators are meta-trained
+LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
+RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
+MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+# By name: a fine grid, the paper's if it has one; a coarse grid; and a function from a configuration to an aggregator,
+# whose first number is the local learning rate.
+AGGREGATORS = {
+    "local SGD": ((LOCAL_RATES,), (LOCAL_RATES,), lambda: Mean()),
+    "SlowMo": (
+        (LOCAL_RATES, MOMENTA, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+        (LOCAL_RATES, (0.65, 0.8, 0.9), (0.75, 1.0, 1.25)),
+        lambda beta, alpha: SlowMo(beta, alpha),
+    ),
+    "outer Nesterov": (
+        (LOCAL_RATES, (0.3, 0.5, 0.7, 1.0), (0.5, 0.7, 0.8, 0.9, 0.95)),
+        (LOCAL_RATES, (0.7, 1.0), (0.8, 0.9)),
+        lambda rate, momentum: OuterOptimizer(optax.sgd(rate, momentum=momentum, nesterov=True)),
+    ),
+    "outer Adam": (
+        (LOCAL_RATES, RATES),
+        (LOCAL_RATES, (0.01, 0.001)),
+        lambda rate: OuterOptimizer(loc.OptaxOptimizer(optax.adam, rate)),
+    ),
+}
+# Optimizers whose step takes as many samples as a round of the aggregators.
+STEPWISE = {"SGD": optax.sgd, "Adam": optax.adam}
+BASELINES = (*AGGREGATORS, *STEPWISE)
+
+
+def meta_trained_mlp(dataset, width: int = WIDTH, **options):
+    """The MLP of meta-training, or a wider one; the multipliers of muP are 1 at the sizes of meta-training."""
+    return mlp(dataset, width, 2, LOCAL_BATCH, base_width=WIDTH, base_in_size=PIXELS, **options)
+
+
+def local_round(workers: int, steps: int, rate):
+    return LocalRound(workers, steps, loc.OptaxOptimizer(optax.sgd, rate))
+
+
+def baselines(names: Sequence[str], workers: int, steps: int, coarse: bool, batch: int) -> dict[str, Optimizer]:
+    """Baselines that are tuned on each task, by name."""
+    return {name: baseline(name, workers, steps, coarse, batch) for name in names}
+
+
+def baseline(name: str, workers: int, steps: int, coarse: bool, batch: int) -> Optimizer:
+    if name in STEPWISE:
+        make = lambda _, rate: (loc.OptaxOptimizer(STEPWISE[name], rate), GradientStep())  # noqa: E731
+        of = {"parametrization": SP(), "batch_size": batch * workers * steps}
+        return Optimizer(make, name, of, [(rate,) for rate in RATES])
+    fine, few, aggregator = AGGREGATORS[name]
+    make = lambda _, rate, *rest: (aggregator(*rest), local_round(workers, steps, rate))  # noqa: E731
+    of = {"parametrization": SP(), "batch_size": batch}
+    return Optimizer(make, [name, workers, steps], of, list(itertools.product(*(few if coarse else fine))))

@@ -1,0 +1,84 @@
+"""The data and the tasks of the scripts in this folder."""
+
+import functools
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import lo_components as loc
+
+DATA = "folder with `fashion_mnist` (idx files), `cifar10` (batches, or an archive) and `lm1b` (shards)"
+STAND_INS = "digits in place of all images, and Python's documentation in place of LM1B"
+
+
+class Task(NamedTuple):
+    """A task, made by `make(parametrization=...)`, and the number of steps or rounds of its training."""
+
+    make: Callable
+    steps: int
+
+
+@functools.cache
+def images(name: str, data: Path | None, pixels: int):
+    """`fashion_mnist` or `cifar10`, averaged to `pixels` x `pixels`; without a folder, digits."""
+    if data is None:
+        return loc.data.digits()
+    dataset = {"fashion_mnist": loc.data.fashion_mnist, "cifar10": cifar10}[name](data / name)
+    splits = {split: (pooled(x.images, pixels), np.asarray(x.labels)) for split, x in dataset.splits.items()}
+    return loc.data.image_dataset(splits, num_classes=10, name=f"{name}, {pixels}x{pixels}")
+
+
+def cifar10(folder: Path):
+    archives = sorted(folder.glob("*.tar.*"))
+    if not archives:
+        return loc.data.cifar10(folder)
+    with tempfile.TemporaryDirectory() as unpacked, tarfile.open(archives[0]) as archive:
+        archive.extractall(unpacked, filter="data")
+        return loc.data.cifar10(unpacked)
+
+
+def pooled(images, pixels: int):
+    """Images averaged to `pixels` x `pixels`, with equal margins of zeros if `pixels` does not divide their size."""
+    images = np.asarray(images, np.float32)
+    margin = -images.shape[1] % pixels // 2
+    images = np.pad(images, [(margin, margin) if axis in (1, 2) else (0, 0) for axis in range(images.ndim)])
+    block = images.shape[1] // pixels
+    images = images.reshape(len(images), pixels, block, pixels, block, *images.shape[3:])
+    return np.round(images.mean((2, 4))).astype(np.uint8)
+
+
+@functools.cache
+def text(data: Path | None, length: int):
+    """The bytes of LM1B; without a folder, of Python's documentation."""
+    tokenizer = loc.data.ByteTokenizer()
+    if data is None:
+        return loc.data.python_docs(tokenizer, length=length)
+    return loc.data.lm1b(data / "lm1b", tokenizer, length=length)
+
+
+def by_width(widths: list[int], steps: list[int]) -> dict[int, int]:
+    """The number of steps at each width; one number stands for all widths."""
+    steps = steps * len(widths) if len(steps) == 1 else steps
+    if len(steps) != len(widths):
+        raise ValueError(f"There are {len(widths)} widths, but {len(steps)} numbers of steps.")
+    return dict(zip(widths, steps, strict=True))
+
+
+def mlp(dataset, width: int, depth: int, batch_size: int, **options) -> Callable:
+    sizes = dict(width=width, depth=depth, batch_size=batch_size)
+    return functools.partial(loc.tasks.mlp_classification, dataset, **sizes, **options)
+
+
+def vit(dataset, width: int, depth: int, batch_size: int) -> Callable:
+    """A vision transformer with 16 patches."""
+    sizes = dict(width=width, depth=depth, heads=4, patch_size=dataset.image_shape[0] // 4, batch_size=batch_size)
+    return functools.partial(loc.tasks.vit_classification, dataset, **sizes)
+
+
+def language(dataset, width: int, depth: int, batch_size: int) -> Callable:
+    sizes = dict(width=width, depth=depth, heads=4, batch_size=batch_size)
+    return functools.partial(loc.tasks.language_modeling, dataset, **sizes)
