@@ -80,8 +80,9 @@ def optimizer(name: str, args):
     learner = meta_train(name, learner, estimator, args.meta_steps, args.rate, run, settings, key)
     card = loc.Card(
         name=name,
-        summary=f"{'muLO' if under_mup else 'LO, the control of muLO'}, meta-trained under {'muP' if under_mup else 'SP'} "
-        f"at {'several widths' if several else 'one width'}, with a head of {size} x 2 units",
+        summary=f"{'muLO' if under_mup else 'LO, the control of muLO'}, meta-trained under "
+        f"{'muP' if under_mup else 'SP'} at {'several widths' if several else 'one width'}, with a head of {size} x 2 "
+        "units",
         parametrization=MuP() if under_mup else SP(),
         base_width=None,
         tasks=f"{data_name(args)}, {args.pixels}x{args.pixels}, MLP with {args.depth} hidden layers, batches of "
@@ -117,8 +118,8 @@ def aggregator(name: str, args):
         parametrization=MuP(bias_std=0.0),
         base_width=32,
         base_in_size=64,
-        tasks=f"{data_name(args)}, 8x8, MLP with two hidden layers under SP (biases start at zero), rounds of {WORKERS} "
-        f"workers with {LOCAL_STEPS} steps of SGD (rate {LOCAL_RATE}, batches of {LOCAL_BATCH})",
+        tasks=f"{data_name(args)}, 8x8, MLP with two hidden layers under SP (biases start at zero), rounds of "
+        f"{WORKERS} workers with {LOCAL_STEPS} steps of SGD (rate {LOCAL_RATE}, batches of {LOCAL_BATCH})",
         widths=(32,),
         horizon="100 to 1,000 rounds, log-uniform",
         estimator=f"PES, {pairs} pairs, windows of {window} rounds, std {noise}",
