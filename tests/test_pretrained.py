@@ -1,5 +1,6 @@
 """The learners that the package contains, their cards, and folders of others."""
 
+import csv
 import dataclasses
 import json
 import runpy
@@ -176,3 +177,13 @@ def test_the_page_has_the_table_of_the_cards():
     page = Path(script["PAGE"]).read_text()
     assert script["with_table"](page) == page, "run `python docs/pretrained_table.py`"
     assert all(f"| `{name}` |" in page for name in NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if pretrained.card(name).kind == "optimizer"])
+def test_the_log_of_meta_training_is_in_the_repository_and_agrees_with_the_card(name):
+    with (ROOT / "benchmarks" / "results" / "meta_training" / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    card, last = pretrained.card(name), rows[len(rows) * 9 // 10 :]
+    assert int(rows[-1]["step"]) == card.meta_steps
+    assert float(rows[-1]["seconds"]) == pytest.approx(card.seconds, rel=1e-3)
+    assert sum(float(row["meta_loss"]) for row in last) / len(last) == pytest.approx(card.meta_loss, rel=1e-3)

@@ -5,12 +5,13 @@ import math
 import os
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
 import pytest
 from benchmarks import suite
-from benchmarks.suite import anchor, data, runs, scores, tasks
+from benchmarks.suite import anchor, data, runs, scores, shipped, tasks
 
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
@@ -308,3 +309,13 @@ def test_the_anchor_tunes_only_a_grid(tiny, tmp_path, rates):
     runs = [anchor.measured(sgd(np.float32(rate), 40), tiny.build(tmp_path), 40, jax.random.key(i)) for i in (0, 1)]
     assert loss == pytest.approx(anchor.smoothed(np.stack(runs))[-1], rel=1e-5)
     assert rate == 0.1 or len(rates) > 1
+
+
+def test_the_suite_runs_shipped_optimizers_under_the_parametrization_of_their_cards():
+    for name in ("mulo_s", "mulo_m", "lo_s", "lo_m", "residual_muon"):
+        found, card = getattr(shipped, name), loc.pretrained.card(name)
+        assert (found.name, found.rates) == (name, (1.0,))
+        assert found.growth == suite.Growth(card.parametrization, card.base_width, card.base_in_size)
+        assert eqx.tree_equal(found.learner(1.0, 100), loc.pretrained(name))
+    for name in ("residual_muon_tuned", "rms_muon"):
+        assert getattr(shipped, name).learner(0.25, 100).schedule.peak == 0.25
