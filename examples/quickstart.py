@@ -1,6 +1,6 @@
 """Train a wide network with a pretrained optimizer and with AdamW, in a plain optax loop.
 
-    python examples/quickstart.py                 # mulo, which comes with the package, on scikit-learn's digits
+    python examples/quickstart.py                 # residual_muon, which comes with the package, on scikit-learn's digits
     python examples/quickstart.py --data FOLDER   # on Fashion-MNIST (its four idx files), pooled to 8x8
     python examples/quickstart.py --meta-train    # meta-train an optimizer first, in some minutes, and use that
     python examples/quickstart.py --smoke         # a tiny version
@@ -38,14 +38,14 @@ def read(folder: Path | None):
     return loc.data.image_dataset(arrays, num_classes=10, name="Fashion-MNIST, 8x8")
 
 
-def make_task(dataset, width: int, parametrization, base_width: int | None = None):
+def make_task(dataset, width: int, parametrization, **base):
     return loc.tasks.mlp_classification(
         dataset,
         width=width,
         depth=2,
         parametrization=parametrization,
-        base_width=base_width,
         batch_size=BATCH_SIZE,
+        **base,
     )
 
 
@@ -75,7 +75,8 @@ def train(task, optimizer, steps: int, seeds: int, *, key):
 def compare(name: str, folder: loc.Pretrained, dataset, width: int, steps: int, seeds: int, seed: int):
     """Losses `[seeds, steps]` of the learned optimizer and of AdamW at its best rate; prints a table of all runs."""
     card = folder.card(name)
-    runs = {name: (make_task(dataset, width, card.parametrization, card.base_width), folder(name))}
+    base = dict(base_width=card.base_width, base_in_size=card.base_in_size)
+    runs = {name: (make_task(dataset, width, card.parametrization, **base), folder(name))}
     for rate in RATES:
         schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps)
         runs[f"AdamW, {rate:g}"] = (make_task(dataset, width, SP()), optax.adamw(schedule))
@@ -133,7 +134,7 @@ def meta_train(
 
 
 def main(
-    optimizer: str = "mulo",
+    optimizer: str = "residual_muon",
     data: Path | None = None,
     out: Path = Path("quickstart"),
     seed: int = 0,
@@ -142,7 +143,7 @@ def main(
 ) -> None:
     dataset, name = read(data), "digits, 8x8" if data is None else "Fashion-MNIST, 8x8"
     # There are 1,500 digits, on which the training loss soon falls to almost zero.
-    width, steps, seeds = 512, 100 if data is None else 1000, 3
+    width, steps, seeds = 256, 100 if data is None else 1000, 3
     sizes = {}
     if smoke:
         width, steps, seeds, sizes = 16, 10, 2, dict(meta_steps=4, pairs=2, window=5, longest=20)
@@ -162,7 +163,8 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("optimizer", nargs="?", default="mulo", help="one of `loc.pretrained.names()` (default: mulo)")
+    default = "residual_muon"
+    parser.add_argument("optimizer", nargs="?", default=default, help="a name of `loc.pretrained.names()`")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's idx files (default: digits)")
     parser.add_argument("--meta-train", action="store_true", dest="meta", help="meta-train mulo first")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="output folder (default: quickstart)")
