@@ -9,7 +9,7 @@ PAGE = Path(__file__).parent / "pretrained.md"
 COLUMNS = {
     "name": "`{name}`",
     "what it is": "{summary}",
-    "for networks under": "`{parametrization}`, base width: {base_width}",
+    "for networks under": "`{parametrization}`, base width: {base_width}, base inputs: {base_in_size}",
     "meta-trained on": "{tasks}; widths: {widths}; {horizon}",
     "meta-steps": "{meta_steps}",
     "meta-parameters": "{meta_parameters}",

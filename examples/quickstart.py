@@ -1,6 +1,6 @@
 """Train a wide network with a pretrained optimizer and with AdamW, in a plain optax loop.
 
-    python examples/quickstart.py                 # residual_muon, which comes with the package, on scikit-learn's digits
+    python examples/quickstart.py                 # residual_muon, of the package, on scikit-learn's digits
     python examples/quickstart.py --data FOLDER   # on Fashion-MNIST (its four idx files), pooled to 8x8
     python examples/quickstart.py --meta-train    # meta-train an optimizer first, in some minutes, and use that
     python examples/quickstart.py --smoke         # a tiny version
@@ -20,7 +20,7 @@ import optax
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
 
-RATES = (1e-2, 3e-3, 1e-3)  # of AdamW
+RATES = (3e-2, 1e-2, 3e-3, 1e-3)  # of AdamW
 META_WIDTH, BATCH_SIZE = 32, 64
 
 

@@ -162,7 +162,7 @@ def _log_loss(losses, final, floor):
     return (1 - final) * logs.mean() + final * logs[-1]
 
 
-@pytest.mark.parametrize("options", [{"final": -0.1}, {"final": 1.1}, {"floor": -1.0}])
+@pytest.mark.parametrize("options", [{"final": -0.1}, {"final": 1.1}, {"floor": 0.0}])
 def test_the_weights_of_the_log_loss_are_checked(options):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
         LogLoss(**options)

@@ -149,6 +149,13 @@ def test_a_residual_head_is_its_channel_at_first_and_then_adds_a_linear_map_and_
     np.testing.assert_allclose(learned(features, VIEW), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_residual_head_adds_nothing_where_all_channels_are_zero(getkey):
+    head = ResidualHead(2, 0, hidden_size=3, key=getkey())
+    biased = eqx.tree_at(lambda h: (h.linear.bias, h.mlp.biases[-1]), head, (jnp.ones(1), jnp.ones(1)))
+    values = jnp.stack([jnp.array([0.0, 0.0, 2.0]), jnp.array([0.0, 3.0, 0.0])])
+    np.testing.assert_allclose(biased((Channels(values),), view_of(jnp.zeros(3))), [[0.0, 2.0, 4.0]])
+
+
 @pytest.mark.parametrize("channel", [-1, 8])
 def test_a_residual_head_needs_a_channel_that_exists(channel, getkey):
     with pytest.raises(ValueError, match=f"`channel` must be between 0 and 7, got {channel}"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from helpers import SGD, SOURCE, run_python
@@ -177,6 +178,23 @@ def test_the_page_has_the_table_of_the_cards():
     page = Path(script["PAGE"]).read_text()
     assert script["with_table"](page) == page, "run `python docs/pretrained_table.py`"
     assert all(f"| `{name}` |" in page for name in NAMES)
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1.0])
+def test_residual_muon_leaves_alone_what_has_no_gradient_and_works_at_any_scale(factor, getkey):
+    optimizer = pretrained("residual_muon")
+    params = {"bias": jnp.ones(5), "used": jnp.ones((4, 3)), "unused": jnp.ones((4, 3)), "rows": jnp.ones((6, 3))}
+    grads = jax.tree.map(lambda p: jax.random.normal(getkey(), p.shape), params)
+    grads |= {"unused": jnp.zeros((4, 3)), "rows": grads["rows"].at[2:].set(0.0)}
+    state, found = optimizer.init(params), []
+    for scale in (1.0, factor):
+        state = optimizer.init(params)
+        for _ in range(3):
+            given = jax.tree.map(lambda g, s=scale: s * g, grads)
+            updates, state = optimizer.update(given, state, params, context=optimizers.StepContext(num_steps=10))
+        found.append(updates)
+        assert jnp.all(updates["unused"] == 0.0) and jnp.all(updates["rows"][2:] == 0.0)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-7), *found)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if pretrained.card(name).kind == "optimizer"])

@@ -211,6 +211,11 @@ def test_one_line_runs_any_optimizer(tiny, tmp_path):
     assert [path.name.split("-")[0] for path in (tmp_path / "second").rglob("*.safetensors")] == ["sgd", "sgd"]
 
 
+def test_horizons_must_be_cut_into_equal_parts(tmp_path):
+    with pytest.raises(ValueError, match="`horizons` above 500 must be multiples of it, got 750"):
+        suite.run(data=tmp_path, out=tmp_path, horizons=[750])
+
+
 def test_names_are_checked_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="`over` must be one of .*'mine'"):
         suite.run(optax.sgd(0.1), data=tmp_path, out=tmp_path, over="sgd")

@@ -12,7 +12,7 @@ See `docs/suite.md`, and `python -m benchmarks.suite --help`.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import curves
+from . import curves, scores
 from .curves import Curves as Curves
 from .optimizers import BASELINES as BASELINES
 from .optimizers import Learner, Rate
@@ -53,14 +53,22 @@ def run(
     - `seeds`, `tuning_seeds`: runs that decide the scores, and runs for each rate of a grid.
     - `jobs`: how many runs at once, each on one core.
     - `over`: an optimizer with which all others are compared seed by seed.
-    - `baselines`: a file with curves of the baselines. Those that it does not have are run.
+    - `baselines`: a file with curves of the baselines. Those that it does not have for this number of seeds are run.
 
     **Returns:** the curves with their scores and tables, which are in `out` as well.
 
-    Raises `ValueError` if two optimizers have the same name, or there is none called `over`.
+    Raises `ValueError` if a horizon cannot be cut into equal parts, if two optimizers have the same name, or if there
+    is none called `over`.
     """
+    uneven = [h for h in horizons if h > scores.POINTS and h % scores.POINTS]
+    if uneven:
+        raise ValueError(f"`horizons` above {scores.POINTS} must be multiples of it, got {uneven[0]}.")
     setting = Setting(Path(data).expanduser(), Path(out).expanduser(), seeds, tuning_seeds)
-    known = {key: found for key, found in curves.read(baselines).items() if key[1] in tasks and key[2] in horizons}
+    known = {
+        (name, task, horizon): found
+        for (name, task, horizon), found in curves.read(baselines).items()
+        if task in tasks and horizon in horizons and len(found.curve) == seeds
+    }
     own = [Optimizer.of(x, name, tuple(rates), growth) for x in optimizers]
     names = [o.name for o in own]
     if len(set(names)) < len(names) or set(names) & set(BASELINES):

@@ -51,6 +51,15 @@ def test_an_update_of_zeros_stays_zero_with_finite_derivatives(transform, shape)
         assert jnp.all(jnp.isfinite(derivative))
 
 
+def test_flattening_is_right_for_padded_vectors_only_if_the_other_transforms_are():
+    class Reversed(steps.AbstractTransform):
+        update_rule = steps.RMSOne.update_rule
+        __call__ = lambda self, update, view: update[::-1]  # noqa: E731
+
+    assert steps.Flattened((steps.RMSOne(),)).padding
+    assert not steps.Flattened((steps.RMSOne(), Reversed())).padding
+
+
 @every_transform
 def test_padded_vectors_are_transformed_as_alone(transform, getkey):
     update, param = jax.random.normal(getkey(), (2, 6)).at[:, 4:].set(jnp.nan)

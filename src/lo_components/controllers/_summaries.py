@@ -78,7 +78,7 @@ class SignalSummary(AbstractSummary):
 
     def __call__(self, view: TensorView) -> Float[Array, " size"]:
         m, v = (view.means(x) for x in (jnp.square(view.stat(FirstMoment).m), view.stat(SecondMoment).v))
-        ratio = 0.5 * jnp.log((m + 1e-20) / (v + 1e-20))
+        ratio = 0.5 * jnp.log((m + 1e-30) / (v + 1e-30))
         vector = jnp.full(1, view.param.ndim < 2, jnp.float32)
         return jnp.concatenate([vector, jnp.where(v > 0, jnp.clip(ratio, -4.0, 1.0), 0.0)])
 

@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ class ResidualHead(AbstractHead):
 
     If the channel is the momentum, meta-training starts from a rule that works, rather than from a random one, and what
     it finds can be compared with that rule alone, which is [`lo_components.heads.IdentityHead`][]. $w$ and the last
-    layer of the MLP $f$ start at zero.
+    layer of the MLP $f$ start at zero. Where all channels are 0, as without any gradient so far, so is the correction.
     """
 
     linear: LinearHead
@@ -51,5 +53,7 @@ class ResidualHead(AbstractHead):
 
     def __call__(self, features: tuple[Channels, ...], view: TensorView) -> Float[Array, "out *#shape"]:
         check_channels(features, self.in_size)
-        corrected = [x for channels in features for x in channels.scaled()][self.channel]
-        return corrected[None] + self.linear(features, view) + self.mlp(features, view)
+        channels = [x for group in features for x in group.scaled()]
+        some = functools.reduce(jnp.logical_or, [x != 0.0 for x in channels])
+        correction = self.linear(features, view) + self.mlp(features, view)
+        return channels[self.channel][None] + jnp.where(some[None], correction, 0.0)

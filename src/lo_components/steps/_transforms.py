@@ -146,9 +146,12 @@ class Flattened(AbstractTransform):
     - `axis`: the axis of the outputs: the first in Equinox, the last in Flax.
     """
 
-    padding: ClassVar[bool] = True
     transforms: tuple[AbstractTransform, ...]
     axis: int = eqx.field(default=0, static=True)
+
+    @property
+    def padding(self) -> bool:
+        return all(transform.padding for transform in self.transforms)
 
     def update_rule(self, rule: UpdateRule, ndim: int) -> UpdateRule:
         for transform in self.transforms:

@@ -73,9 +73,9 @@ class LogLoss(AbstractMetaLoss):
     **Arguments:**
 
     - `final`: $f$, the weight of the last window, between 0 and 1.
-    - `floor`: $c$, so that a loss near 0 does not outweigh all others.
+    - `floor`: $c$, positive, so that a loss near 0 does not outweigh all others. Negative losses count as 0.
 
-    Raises `ValueError` if `final` is out of range or `floor` is negative.
+    Raises `ValueError` if `final` is out of range or `floor` is not positive.
     """
 
     final: float = eqx.field(default=0.5, static=True)
@@ -84,9 +84,9 @@ class LogLoss(AbstractMetaLoss):
     def __check_init__(self):
         if not 0.0 <= self.final <= 1.0:
             raise ValueError(f"`final` must be between 0 and 1, got {self.final}.")
-        if self.floor < 0.0:
-            raise ValueError(f"`floor` must be at least 0, got {self.floor}.")
+        if self.floor <= 0.0:
+            raise ValueError(f"`floor` must be positive, got {self.floor}.")
 
     def __call__(self, losses, previous_loss, num_windows, last):
-        loss = jnp.log(jnp.mean(losses) + self.floor)
+        loss = jnp.log(jnp.maximum(jnp.mean(losses), 0.0) + self.floor)
         return (1.0 - self.final) * loss + jnp.where(last, self.final * num_windows * loss, 0.0)
