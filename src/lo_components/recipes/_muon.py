@@ -1,7 +1,7 @@
 """Muon with updates of root mean square 1, and a learned optimizer that starts from it."""
 
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import accumulators as acc
 from .. import features as ft
@@ -17,7 +17,9 @@ _CORRECTED = 1  # the momentum with decay rate 0.9
 _EPS = 1e-24  # so that tiny gradients count like large ones
 
 
-def rms_muon(learning_rate: float, *, decay: float = 0.9, warm_up: float = 0.05, axis: int = 0) -> Scheduled:
+def rms_muon(
+    learning_rate: float | Float[Array, ""], *, decay: float = 0.9, warm_up: float = 0.05, axis: int = 0
+) -> Scheduled:
     r"""Muon with updates of root mean square 1 for all tensors, times a learning rate with warm-up and linear decay.
 
     The momentum is divided by its root mean square, and that of a matrix is orthogonalized first; kernels of
@@ -43,7 +45,7 @@ def rms_muon(learning_rate: float, *, decay: float = 0.9, warm_up: float = 0.05,
 
 
 def residual_muon(
-    learning_rate: float,
+    learning_rate: float | Float[Array, ""],
     *,
     hidden_size: int = 8,
     controller_size: int = 16,
@@ -61,7 +63,8 @@ def residual_muon(
 
     **Arguments:**
 
-    - `learning_rate`: the root mean square of each update, at the peak of the schedule, while the factor is 1.
+    - `learning_rate`: the root mean square of each update, at the peak of the schedule, while the factor is 1. An array is
+        meta-learned.
     - `hidden_size`: the number of hidden units of each network.
     - `controller_size`: the number of hidden units of the controller.
     - `warm_up`: the fraction of the steps in which the learning rate rises.
