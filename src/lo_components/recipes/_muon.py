@@ -63,8 +63,8 @@ def residual_muon(
 
     **Arguments:**
 
-    - `learning_rate`: the root mean square of each update, at the peak of the schedule, while the factor is 1. An array is
-        meta-learned.
+    - `learning_rate`: the root mean square of each update, at the peak of the schedule, while the factor is 1. An array
+        is meta-learned.
     - `hidden_size`: the number of hidden units of each network.
     - `controller_size`: the number of hidden units of the controller.
     - `warm_up`: the fraction of the steps in which the learning rate rises.
