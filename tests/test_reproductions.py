@@ -172,6 +172,19 @@ def test_learned_optimizers_come_from_files_and_train_under_their_parametrizatio
     assert found["mulo_m"].identity == _optimizers.digest(learner)
 
 
+def test_published_weights_are_files(tmp_path, scale):
+    celo = loc.recipes.celo(lstm_size=64, key=KEY)
+    loc.weights.write_arrays(tmp_path / "celo.npz", loc.interop.to_reference(celo))
+    args = SimpleNamespace(optimizers=["celo"], celo=tmp_path / "celo.npz", smoke=False)
+    learner, _ = _optimizers.compared(args)["celo"].make(scale.steps)
+    assert _optimizers.digest(learner) == _optimizers.digest(celo)
+    args = SimpleNamespace(optimizers=["celo2"], celo2=None)
+    with pytest.raises(ValueError, match="needs published weights: `--celo2 FILE`"):
+        _optimizers.compared(args)
+    with pytest.raises(ValueError, match="There is no 'B'; choose from 'A'"):
+        _tasks.among({"A": 1}, ["A", "B"])
+
+
 def test_steps_of_a_baseline_see_the_samples_of_a_round():
     found = _rounds.baselines(("SlowMo", "Adam"), workers=2, steps=3, coarse=True, batch=5)
     assert found["SlowMo"].task["batch_size"] == 5 and found["Adam"].task["batch_size"] == 30
@@ -229,6 +242,9 @@ def test_verdicts_come_from_results(tmp_path):
     assert "2 seeds. Steps or rounds: figure 6, MLP 100." in lines[2]
     assert lines[-3].endswith("MLP: muLO_M 0.450, LO_M 2.000 | reproduced |")
     assert lines[-2].endswith("LO_M, MLP: 1 of 2 diverged, loss 2.000 | not reproduced |")
+    tuned = dict(rate=0.01, input_mult=16, output_mult=1, hidden_mult=4, loss=0.5)
+    scale = _page.scale({"settings": {"seeds": 3}, "results": {"table 2": {"adam_s": tuned}}})
+    assert scale == "3 seeds. AdamS: rate 0.01, input 16, output 1, hidden 4."
     without = list(_page.part("figure_6_depth.py", claims, None))
     assert without[-2] == f"| 6 | {claims[-1].says} |"
     (tmp_path / "x.json").write_text(json.dumps(content | {"settings": {"smoke": True, "data": "real"}}))

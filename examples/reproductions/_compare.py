@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from _optimizers import COSINE_RATES, LABELS, NAMES, Optimizer, compared
 from _results import described, kept, middle, summary, write
-from _tasks import DATA, STAND_INS, Task
+from _tasks import DATA, STAND_INS, Task, kind_of
 
 import lo_components as loc
 
@@ -82,7 +82,7 @@ def arguments(
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that identify a run."""
     found = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    return found | {"data": STAND_INS if args.data is None else "real"}
+    return found | {"data": kind_of(args.data)}
 
 
 def train(path: Path, optimizer: Optimizer, task: Task, seeds: int, seed: int) -> tuple[np.ndarray, dict]:
@@ -99,12 +99,10 @@ def train(path: Path, optimizer: Optimizer, task: Task, seeds: int, seed: int) -
             options = dict(num_seeds=num_seeds, seeds_at_once=num_seeds if small else 1, key=jax.random.key(seed))
             return loc.meta.evaluate(learner, built, num_steps=task.steps, inner_step=inner_step, **options)
 
-        best, facts = optimizer.grid[0], {"parameters": parameters}
+        best, facts = optimizer.grid[0], {"optimizer": optimizer.identity, "parameters": parameters}
         if len(optimizer.grid) > 1:
             grid = tuple(jnp.asarray(values, jnp.float32) for values in zip(*optimizer.grid, strict=True))
-            found = loc.meta.sweep(
-                lambda configuration: run(configuration, 1, seed + 1), grid, at_once=16 if small else 1
-            )
+            found = loc.meta.sweep(lambda chosen: run(chosen, 1, seed + 1), grid, at_once=16 if small else 1)
             chosen = found.best()
             best = optimizer.grid[chosen.index]
             facts |= {"configuration": list(best), "of": len(optimizer.grid), "at_edge": bool(chosen.at_edge)}
@@ -155,8 +153,11 @@ def table(panel: str, results: Mapping[str, tuple[np.ndarray, dict]]) -> str:
     lines = [f"\n{panel}: loss after {next(iter(results.values()))[0].shape[1]} steps, median (lowest to highest)"]
     summaries = {name: summary(losses) for name, (losses, _) in results.items()}
     for name, values in sorted(summaries.items(), key=lambda pair: middle(pair[1]["final"])):
-        diverged = f", {values['diverged']} diverged" if values["diverged"] else ""
-        lines.append(f"  {LABELS.get(name, name):<24}{described(values['final'])}{diverged}")
+        facts, notes = results[name][1], f", {values['diverged']} diverged" if values["diverged"] else ""
+        if "configuration" in facts:
+            edge = ", at the edge of the grid" if facts["at_edge"] else ""
+            notes += f", rate {facts['configuration'][0]:g}, best of {facts['of']}{edge}"
+        lines.append(f"  {LABELS.get(name, name):<24}{described(values['final'])}{notes}")
     return "\n".join(lines)
 
 

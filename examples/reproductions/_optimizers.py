@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _results import kept
-from _tasks import images, mlp
+from _tasks import images, kind_of, mlp
 
 import lo_components as loc
 from lo_components.optimizers import Matrices, Partitioned, Scheduled
@@ -69,6 +69,7 @@ def load(name: str, weights: Path | None):
 
 
 def digest(learner) -> str:
+    """What tells the arrays of a learner from others."""
     arrays = jax.tree.leaves(eqx.filter(learner, eqx.is_array))
     return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in arrays)).hexdigest()[:12]
 
@@ -83,9 +84,11 @@ def compared_optimizer(name: str, args) -> Optimizer:
     if name in ("adam_s", "adam_m"):
         return muadam(tuned_muadam(args.meta_widths if name == "adam_m" else [args.meta_width], args))
     if name == "adam_cosine":
-        return with_cosine(loc.OptaxOptimizer(optax.adam, 1.0), "adam_cosine", args.cosine_rates)
+        return with_cosine(loc.OptaxOptimizer(optax.adam, 1.0), args.cosine_rates)
+    if name in ("celo", "celo2") and getattr(args, name) is None:
+        raise ValueError(f"`--optimizers {name}` needs published weights: `--{name} FILE`.")
     if name == "celo2":
-        return with_cosine(celo2(args.celo2), "celo2", args.cosine_rates)
+        return with_cosine(celo2(args.celo2), args.cosine_rates)
     if name == "celo":
         learner = loc.interop.from_reference("celo", loc.weights.read_arrays(args.celo), {})
     elif args.smoke and args.weights is None:
@@ -103,13 +106,13 @@ def celo2(file: Path):
     return Partitioned(learned, loc.OptaxOptimizer(optax.adamw, 1.0, b1=0.9, b2=0.95, weight_decay=0.0), Matrices())
 
 
-def with_cosine(optimizer, identity: str, rates: Sequence[float]) -> Optimizer:
+def with_cosine(optimizer, rates: Sequence[float]) -> Optimizer:
     """An optimizer whose learning rate is 1, with cosine decay from a rate that is chosen on each task."""
 
     def make(steps, rate):
         return Scheduled(optimizer, OptaxSchedule(optax.cosine_decay_schedule, rate, decay_steps=steps)), GradientStep()
 
-    return Optimizer(make, identity, grid=[(rate,) for rate in rates])
+    return Optimizer(make, digest(optimizer), grid=[(rate,) for rate in rates])
 
 
 def muadam(found: dict[str, float]) -> Optimizer:
@@ -124,8 +127,8 @@ def tuned_muadam(widths: Sequence[int], args) -> dict[str, float]:
 
     It is searched once, under the settings of meta-training, and kept in a folder that all scripts share.
     """
-    keys = ("data", "pixels", "meta_depth", "meta_horizon", "batch_size", "smoke")
-    settings = {key: str(getattr(args, key)) if key == "data" else getattr(args, key) for key in keys}
+    keys = ("pixels", "meta_depth", "meta_horizon", "batch_size", "smoke")
+    settings = {key: getattr(args, key) for key in keys} | {"data": kind_of(args.data)}
     folder = loc.meta.RunFolder.open(args.muadam or args.out.parent / "muadam", settings)
     grid = GRID[62::125] if args.smoke else GRID
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _claims import CLAIMS, Claim
+from _optimizers import LABELS
 from _tasks import STAND_INS
 
 FOLDER = Path(__file__).parent / "results"
@@ -61,7 +62,7 @@ def part(script: str, claims: list[Claim], content: dict[str, Any] | None) -> It
 
 
 def scale(content: dict[str, Any]) -> str:
-    """How many seeds, and the sizes and steps of all panels."""
+    """How many seeds and steps, and what was tuned."""
     groups = content["results"]
     nested = groups if "figure" in next(iter(groups)) else {"": groups}
     steps = [
@@ -71,7 +72,12 @@ def scale(content: dict[str, Any]) -> str:
         if "steps" in of
     ]
     counted = f" Steps or rounds: {'; '.join(steps)}." if steps else ""
-    return f"{content['settings']['seeds']} seeds.{counted}"
+    names = {"rate": "rate", "input_mult": "input", "output_mult": "output", "hidden_mult": "hidden"}
+    tuned = [
+        f" {LABELS[optimizer]}: " + ", ".join(f"{name} {found[key]:g}" for key, name in names.items()) + "."
+        for optimizer, found in groups.get("table 2", {}).items()
+    ]
+    return f"{content['settings']['seeds']} seeds.{counted}{''.join(tuned)}"
 
 
 def measured(claim: Claim, results: dict[str, Any]) -> tuple[str, str]:

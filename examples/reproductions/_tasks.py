@@ -15,6 +15,10 @@ DATA = "folder with `fashion_mnist` (idx files), `cifar10` (batches, or an archi
 STAND_INS = "digits in place of all images, and Python's documentation in place of LM1B"
 
 
+def kind_of(data: Path | None) -> str:
+    return STAND_INS if data is None else "real"
+
+
 class Task(NamedTuple):
     """A task, made by `make(parametrization=...)`, and the number of steps or rounds of its training."""
 
@@ -58,6 +62,14 @@ def text(data: Path | None, length: int):
     if data is None:
         return loc.data.python_docs(tokenizer, length=length)
     return loc.data.lm1b(data / "lm1b", tokenizer, length=length)
+
+
+def among(known: dict, names: list) -> dict:
+    """The entries of `known` with these names."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"There is no {name!r}; choose from {', '.join(map(repr, known))}.")
+    return {name: known[name] for name in names}
 
 
 def by_width(widths: list[int], steps: list[int]) -> dict[int, int]:

@@ -11,7 +11,7 @@ widths. The paper's scale:
 """
 
 from _compare import run
-from _tasks import Task, images, language, mlp, text, vit
+from _tasks import Task, among, images, language, mlp, text, vit
 
 OPTIONS = {
     "panels": (["MLP", "LM", "ViT"], "models"),
@@ -37,7 +37,7 @@ def figures(args):
         "LM": Task(language(sentences, args.width, blocks, args.lm_batch_size), args.transformer_steps),
         "ViT": Task(vit(pictures, args.width, blocks, args.vit_batch_size), args.transformer_steps),
     }
-    return {"figure 6": {panel: panels[panel] for panel in args.panels}}
+    return {"figure 6": among(panels, args.panels)}
 
 
 if __name__ == "__main__":

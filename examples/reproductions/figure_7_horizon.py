@@ -10,7 +10,7 @@ As in the paper, the two optimizers were meta-trained on several widths. The pap
 """
 
 from _compare import run
-from _tasks import Task, images, language, mlp, text, vit
+from _tasks import Task, among, images, language, mlp, text, vit
 
 OPTIONS = {
     "panels": (["MLP", "LM", "ViT"], "models"),
@@ -33,7 +33,7 @@ def figures(args):
         "ViT": Task(vit(pictures, args.width, args.blocks, args.vit_batch_size), steps),
         "LM": Task(language(sentences, args.width, args.blocks, args.lm_batch_size), steps),
     }
-    return {"figure 7": {panel: panels[panel] for panel in args.panels}}
+    return {"figure 7": among(panels, args.panels)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ largest width is also 64 times that of meta-training, but wide networks are trai
 """
 
 from _compare import run
-from _tasks import Task, by_width, images, mlp
+from _tasks import Task, among, by_width, images, mlp
 
 OPTIONS = {
     "figures": ([2, 3, 4], "which figures"),
@@ -42,7 +42,7 @@ def figures(args):
         3: lambda: panels(images("fashion_mnist", args.data, args.larger_pixels), args.widths_3, args.steps_3),
         4: lambda: panels(images("cifar10", args.data, args.cifar_pixels), args.widths_4, args.steps_4),
     }
-    return {f"figure {number}": of[number]() for number in args.figures}
+    return {f"figure {number}": make() for number, make in among(of, args.figures).items()}
 
 
 if __name__ == "__main__":

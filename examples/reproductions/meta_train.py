@@ -1,6 +1,6 @@
 """Meta-train the optimizers and aggregators that the other scripts of this folder compare, at the scale of two cores.
 
-    python examples/reproductions/meta_train.py --data FOLDER --out FOLDER                 # muLO and LO, about an hour
+    python examples/reproductions/meta_train.py --data FOLDER --out FOLDER                 # muLO and LO
     python examples/reproductions/meta_train.py --data FOLDER --out FOLDER --names lagg_a  # an aggregator
     python examples/reproductions/meta_train.py --smoke                                    # a tiny version
 

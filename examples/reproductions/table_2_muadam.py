@@ -30,7 +30,7 @@ OPTIONS = {
     "steps": (500, "steps of the sweeps"),
     "rates": ([10.0 ** (-4.5 + 0.5 * i) for i in range(10)], "learning rates of the sweeps"),
 }
-SMOKE = dict(widths=[4, 8], steps=3, rates=[1e-3, 1e-2])
+SMOKE = dict(optimizers=["adam_s", "adam_m"], widths=[4, 8], steps=3, rates=[1e-3, 1e-2])
 
 
 def main() -> None:
