@@ -67,7 +67,9 @@ def is_stable(figure: str, *names: str, panels: str = "") -> Callable[[dict], Pa
     def measure(results):
         for panel, of, name in each(results, figure, names, panels):
             bad, (_, seeds) = unstable(of, name), diverged(of, name)
-            yield f"{LABELS[name]}, {panel}: {bad} of {seeds} unstable", bad == 0
+            lowest = middle(of["optimizers"][name]["lowest"])
+            losses = f"loss {loss(final(of, name))}, lowest {loss(lowest)}"
+            yield f"{LABELS[name]}, {panel}: {bad} of {seeds} unstable, {losses}", bad == 0
 
     return measure
 
@@ -164,7 +166,8 @@ def fewer(panels: Iterable[str], names: Iterable[str], targets: Iterable[str], t
             for target in (x for x in targets if x in of["rounds_to"]):
                 for name in (x for x in names if x in of["rounds_to"][target]):
                     ratio = rounds(of, target, target) / rounds(of, target, name)
-                    yield f"{panel}, {name}: {ratio:.1f} times fewer than {target}", ratio >= times
+                    text = f"{ratio:.1f} times fewer than {target}" if ratio > 0 else f"never the loss of {target}"
+                    yield f"{panel}, {name}: {text}", ratio >= times
 
     return measure
 

@@ -85,7 +85,7 @@ def measured(claim: Claim, results: dict[str, Any]) -> tuple[str, str]:
     pairs = list(claim.measure(results)) if claim.measure else []
     agree = [agrees for _, agrees in pairs]
     verdict = "reproduced" if all(agree) else "partly" if any(agree) else "not reproduced"
-    return "; ".join(text for text, _ in pairs), verdict if pairs else NOT_ATTEMPTED.lower()
+    return "<br>".join(text for text, _ in pairs), verdict if pairs else NOT_ATTEMPTED.lower()
 
 
 def write(page: Path = PAGE) -> None:

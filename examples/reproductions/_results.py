@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -68,7 +69,7 @@ def write(path: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -
     words = ["FOLDER" if os.sep in word else word for word in sys.argv[1:]]
     content = {
         "script": Path(sys.argv[0]).name,
-        "command": " ".join(["python", f"examples/reproductions/{Path(sys.argv[0]).name}", *words]),
+        "command": shlex.join(["python", f"examples/reproductions/{Path(sys.argv[0]).name}", *words]),
         "versions": {"lo_components": loc.__version__, "jax": jax.__version__},
         "settings": dict(settings),
         "results": dict(results),
