@@ -26,13 +26,9 @@ RATE = 4e-3
 
 
 def shrunk(images) -> np.ndarray:
-    """Gray images of 8x8 pixels: means over channels and over blocks, with margins of zeros if needed."""
+    """Gray images of 8x8 pixels."""
     images = np.asarray(images, np.float32)
-    images = images.mean(-1) if images.ndim == 4 else images
-    margin = -images.shape[1] % 8 // 2
-    images = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
-    block = images.shape[1] // 8
-    return images.reshape(-1, 8, block, 8, block).mean((2, 4))
+    return loc.data.pooled(images.mean(-1) if images.ndim == 4 else images, 8)
 
 
 def images(name: str, folder: Path | None):

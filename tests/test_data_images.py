@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lo_components.data import cifar10, cifar100, image_dataset, image_folder, imagenet_downsampled, sample_batch
+from lo_components.data import (
+    cifar10,
+    cifar100,
+    image_dataset,
+    image_folder,
+    imagenet_downsampled,
+    pooled,
+    sample_batch,
+)
 
 CIFAR10_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -533,3 +541,28 @@ def test_an_image_folder_without_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"pip install lo-components\[data\]"):
         image_folder(tmp_path)
+
+
+def test_pooled_images_are_means_of_blocks_with_equal_margins_of_zeros():
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3)).astype(np.uint8)
+    found = pooled(images, 3)
+    assert (found.shape, found.dtype) == ((2, 3, 3, 3), np.float32)
+    np.testing.assert_allclose(found[:, 0, 1], images[:, :2, 2:4].mean((1, 2)), rtol=1e-6)
+    padded = np.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
+    np.testing.assert_allclose(pooled(images[..., 0], 4)[:, 3, 0], padded[:, 6:, :2].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(pooled(images, 6), images)
+
+
+@pytest.mark.parametrize(
+    "shape, size, message",
+    [
+        ((2, 6, 5), 3, r"must be square.*got \(2, 6, 5\)"),
+        ((2, 36), 3, "must be square"),
+        ((2, 6, 6), 0, "between 1 and 6.*got 0"),
+        ((2, 6, 6), 7, "between 1 and 6.*got 7"),
+        ((2, 7, 7), 4, "`size` 4 needs unequal margins"),
+    ],
+)
+def test_what_cannot_be_pooled_is_named(shape, size, message):
+    with pytest.raises(ValueError, match=message):
+        pooled(np.zeros(shape), size)

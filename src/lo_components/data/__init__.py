@@ -13,6 +13,7 @@ from ._images import WorkerShards as WorkerShards
 from ._images import image_dataset as image_dataset
 from ._pipeline import AbstractBatchIterator as AbstractBatchIterator
 from ._pipeline import pipeline as pipeline
+from ._pooled import pooled as pooled
 from ._prefetch import prefetch_to_device as prefetch_to_device
 from ._sampler import one_split as one_split
 from ._sampler import sample_batch as sample_batch
