@@ -131,15 +131,16 @@ def test_a_grid_is_widened_while_its_edge_is_best():
     def distance(best):
         return lambda rate: abs(math.log(rate / best))
 
-    assert runs.best_rate(distance(0.3), (1e-3, 3e-3, 1e-2)) == pytest.approx(0.3)
-    assert runs.best_rate(distance(1e-4), (1e-3, 3e-3)) == pytest.approx(1e-4)
+    assert runs.best_rate(runs.search(distance(0.3), (1e-3, 3e-3, 1e-2))) == pytest.approx(0.3)
+    assert runs.best_rate(runs.search(distance(1e-4), (1e-3, 3e-3))) == pytest.approx(1e-4)
     tried = []
-    runs.best_rate(lambda rate: tried.append(rate) or distance(3e-3)(rate), (1e-3, 3e-3, 1e-2))
+    runs.search(lambda rate: tried.append(rate) or distance(3e-3)(rate), (1e-3, 3e-3, 1e-2))
     assert tried == [1e-3, 3e-3, 1e-2]
 
 
 def test_a_grid_of_which_every_rate_diverges_is_widened_downwards():
-    assert runs.best_rate(lambda rate: math.inf if rate > 1e-4 else -rate, (1e-3, 1e-2)) == pytest.approx(1e-4)
+    found = runs.search(lambda rate: math.inf if rate > 1e-4 else -rate, (1e-3, 1e-2))
+    assert runs.best_rate(found) == pytest.approx(1e-4)
 
 
 def test_an_interrupted_run_continues(tiny, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ Run: `python -m benchmarks.suite.anchor --data DATA --curves CURVES.npz --out FI
 OPTIMIZER is as in `python -m benchmarks.suite`. Without any, Adam runs, which ought to score 1.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -25,12 +24,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import lo_components as loc
-from lo_components.parametrization import SP, MuP
 
+from .arguments import parser, pop_optimizers
 from .optimizers import Optimizer
-from .runs import best_rate
-from .scores import DECAY
-from .tasks import TASKS, Growth
+from .runs import best_rate, search
+from .scores import averaged
+from .tasks import TASKS
 
 # The names of the suite's tasks there.
 NAMES = {
@@ -83,10 +82,7 @@ def measured(
 
 def smoothed(losses: Float[np.ndarray, "seeds evaluations"]) -> Float[np.ndarray, " evaluations"]:
     """The mean over seeds, smoothed as the published curves are."""
-    curve = np.mean(losses, axis=0, dtype=np.float64)
-    for k in range(1, len(curve)):
-        curve[k] = DECAY * curve[k - 1] + (1 - DECAY) * curve[k]
-    return curve
+    return averaged(np.mean(losses, axis=0, dtype=np.float64))
 
 
 def steps_of(loss: float, steps: Float[np.ndarray, " points"], curve: Float[np.ndarray, " points"]) -> float:
@@ -98,20 +94,14 @@ def steps_of(loss: float, steps: Float[np.ndarray, " points"], curve: Float[np.n
 
 def tuned(optimizer: Optimizer, task: loc.tasks.AbstractTask, horizon: int, seeds: int) -> tuple[float, float]:
     """The best learning rate, and its smoothed loss at the end; infinite if it is not finite."""
-    losses: dict[float, float] = {}
 
     def last(rate: float) -> float:
         learner = optimizer.learner(rate, horizon)
         runs = [measured(learner, task, horizon, jax.random.key(seed)) for seed in range(seeds)]
-        loss = float(smoothed(np.stack(runs))[-1])
-        losses[rate] = loss if np.isfinite(loss) else np.inf
-        return losses[rate]
+        return float(smoothed(np.stack(runs))[-1])
 
-    if len(optimizer.rates) > 1:
-        best_rate(last, optimizer.rates)
-    else:
-        last(optimizer.rates[0])
-    best = min(losses, key=losses.__getitem__)
+    losses = search(last, optimizer.rates)
+    best = best_rate(losses)
     return best, losses[best]
 
 
@@ -120,20 +110,11 @@ def _score(published: dict, task: str, loss: float, horizon: int, curve: str, na
     return steps_of(loss, published["steps"], published[curve][index]) / horizon
 
 
-def main(
-    optimizers: list[str],
-    data: Path,
-    curves: Path,
-    out: Path,
-    horizons: list[int],
-    seeds: int,
-    rates: tuple[float, ...] = (1.0,),
-    growth: Growth = Growth(),
-) -> None:
+def main(optimizers: list[Optimizer], data: Path, curves: Path, out: Path, horizons: list[int], seeds: int) -> None:
     published = dict(np.load(curves))
     rows = []
     print(f"{'task':<15}{'steps':>7}  {'optimizer':<15}{'rate':>8}{'loss':>10}{'best of four':>14}{'Adam':>8}")
-    for optimizer in [Optimizer.named(x, rates, growth) for x in optimizers] or [ADAM]:
+    for optimizer in optimizers or [ADAM]:
         for task in NAMES:
             for horizon in horizons:
                 rate, loss = tuned(optimizer, TASKS[task].build(data, optimizer.growth), horizon, seeds)
@@ -148,19 +129,10 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("optimizers", nargs="*", metavar="OPTIMIZER")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of data, see data.py")
-    parser.add_argument("--curves", type=Path, required=True, help="the published curves")
-    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
-    parser.add_argument(
-        "--rates", type=float, nargs="+", default=[1.0], help="learning rates; a single one is not tuned"
-    )
-    parser.add_argument(
-        "--mup", action="store_true", help="train models under muP, with width 32 and 64 inputs as base"
-    )
-    parser.add_argument("--horizons", type=int, nargs="+", default=[1000, 2000], help="numbers of steps")
-    parser.add_argument("--seeds", type=int, default=5)
-    arguments = vars(parser.parse_args())
-    growth = Growth(MuP() if arguments.pop("mup") else SP())
-    main(**arguments | {"rates": tuple(arguments["rates"])}, growth=growth)
+    command = parser(__doc__)
+    command.add_argument("--curves", type=Path, required=True, help="the published curves")
+    command.add_argument("--out", type=Path, required=True, help="a JSON file")
+    command.add_argument("--horizons", type=int, nargs="+", default=[1000, 2000], help="numbers of steps")
+    command.add_argument("--seeds", type=int, default=5)
+    arguments = vars(command.parse_args())
+    main(pop_optimizers(arguments), **arguments)

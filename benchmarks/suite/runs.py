@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -78,26 +78,37 @@ def run_all(
 
 def tuned_run(setting: Setting, optimizer: Optimizer, spec: TaskSpec, horizon: int) -> Run:
     """Choose the learning rate with the lowest smoothed loss at the end, then run it with fresh seeds."""
-    found: dict[float, float] = {}
 
     def score(rate: float) -> float:
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + setting.tuning_seeds)
         losses = np.stack([one_run(setting, optimizer, spec, horizon, rate, seed)[0] for seed in seeds])
-        final = float(np.mean(scores.smoothed(losses)[:, -1]))
-        found[rate] = final if math.isfinite(final) else math.inf
-        return found[rate]
+        return float(np.mean(scores.smoothed(losses)[:, -1]))
 
-    rate = optimizer.rates[0] if len(optimizer.rates) == 1 else best_rate(score, optimizer.rates)
+    found = search(score, optimizer.rates) if len(optimizer.rates) > 1 else {}
+    rate = best_rate(found) if found else optimizer.rates[0]
     runs = [one_run(setting, optimizer, spec, horizon, rate, seed) for seed in range(setting.seeds)]
     losses, held_out = (np.stack(x) for x in zip(*runs, strict=True))
     return Run(losses, held_out, rate, dict(sorted(found.items())))
 
 
-def best_rate(score, rates: Sequence[float]) -> float:
-    """The rate with the lowest score. A grid whose edge is best is widened by half decades."""
-    found = {rate: score(rate) for rate in rates}
-    while True:
-        best = min(found, key=found.__getitem__)
+def best_rate(found: Mapping[float, float]) -> float:
+    """The rate with the lowest score."""
+    return min(found, key=found.__getitem__)
+
+
+def search(score: Callable[[float], float], rates: Sequence[float]) -> dict[float, float]:
+    """The score of each rate, infinite if it is not finite.
+
+    A grid of several rates is widened by half decades while its edge is best.
+    """
+
+    def finite(rate: float) -> float:
+        found = score(rate)
+        return found if math.isfinite(found) else math.inf
+
+    found = {rate: finite(rate) for rate in rates}
+    while len(rates) > 1:
+        best = best_rate(found)
         if not math.isfinite(found[best]):
             beyond = [r for r in RATES if r < 0.9 * min(found)][-1:]  # everything diverged
         elif best == min(found):
@@ -105,10 +116,11 @@ def best_rate(score, rates: Sequence[float]) -> float:
         elif best == max(found):
             beyond = [r for r in RATES if r > 1.1 * best][:1]
         else:
-            return best
+            break
         if not beyond:
-            return best
-        found[beyond[0]] = score(beyond[0])
+            break
+        found[beyond[0]] = finite(beyond[0])
+    return found
 
 
 def one_run(

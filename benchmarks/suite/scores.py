@@ -21,11 +21,14 @@ def smoothed(losses: Float[np.ndarray, "seeds steps"]) -> Float[np.ndarray, "see
     points = min(POINTS, losses.shape[1])
     size = losses.shape[1] // points
     losses = np.where(np.isfinite(losses), losses, np.nan)[:, : points * size].astype(np.float64)
-    means = losses.reshape(len(losses), points, size).mean(axis=2)
-    curve = np.empty_like(means)
-    curve[:, 0] = means[:, 0]
-    for k in range(1, points):
-        curve[:, k] = DECAY * curve[:, k - 1] + (1 - DECAY) * means[:, k]
+    return averaged(losses.reshape(len(losses), points, size).mean(axis=2))
+
+
+def averaged(means: Float[np.ndarray, "*curves points"]) -> Float[np.ndarray, "*curves points"]:
+    """The exponential average along each curve, which begins with its first value."""
+    curve = means.copy()
+    for k in range(1, means.shape[-1]):
+        curve[..., k] = DECAY * curve[..., k - 1] + (1 - DECAY) * means[..., k]
     return curve
 
 
