@@ -161,6 +161,16 @@ def table(panel: str, results: Mapping[str, tuple[np.ndarray, dict]]) -> str:
     return "\n".join(lines)
 
 
+def program(main: Callable[[], None]) -> None:
+    """Run a script, with an error or an interruption as one line."""
+    try:
+        main()
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; run the same command again to continue")
+
+
 def run(
     doc: str,
     figures: Callable[[argparse.Namespace], dict[str, dict[str, Task]]],
@@ -169,7 +179,8 @@ def run(
     optimizers: Sequence[str] = (),
 ) -> None:
     """The program of a script whose `figures` map the names of figures to their panels, and these to tasks."""
-    try:
+
+    def main() -> None:
         args = arguments(doc, options, smoke, optimizers=optimizers)
         folder = loc.meta.RunFolder.open(args.out, settings(args))
         chosen = compared(args)
@@ -184,7 +195,5 @@ def run(
                 print(table(f"{figure}, {panel}", curves[f"{figure}, {panel}"]))
         write(args.out / "results.json", settings(args), results)
         print(f"\nfigures and results.json: {args.out}")
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue")
+
+    program(main)

@@ -10,12 +10,10 @@ under SP, `mulo_s` and `mulo_m` under muP. `mulo` is used under both, as are the
 layer, and saves a figure of the changes over the width.
 """
 
-import sys
-
 import jax
 import numpy as np
 import optax
-from _compare import arguments, settings
+from _compare import arguments, program, settings
 from _optimizers import digest, load
 from _results import finite, kept, write
 from _tasks import images, text
@@ -125,9 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue")
+    program(main)

@@ -10,12 +10,11 @@ meta-training, and on a coarse one elsewhere. Aggregators are meta-trained by `m
 """
 
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _compare import arguments, in_json, settings, train_all
+from _compare import arguments, in_json, program, settings, train_all
 from _optimizers import Optimizer, digest, load
 from _results import finite, summary, write
 from _rounds import BASELINES, LOCAL_RATE, LOCAL_STEPS, WIDTH, WORKERS, baselines, local_round, meta_trained_mlp
@@ -125,9 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue")
+    program(main)

@@ -13,12 +13,12 @@ several, with as many pairs in total. The paper's scale:
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from _compare import program
 from _rounds import LOCAL_BATCH, LOCAL_RATE, LOCAL_STEPS, WORKERS, local_round, meta_trained_mlp
 from _tasks import DATA, images, mlp
 
@@ -196,9 +196,4 @@ if __name__ == "__main__":
     if args.smoke:
         tiny = dict(names=["mulo_m", "lopt_a"], widths=[4, 8], batch_size=4, hidden_size=2, meta_steps=3, pairs=2)
         vars(args).update(tiny | dict(shortest=4, horizon=8, window=2))
-    try:
-        main(args)
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue from the last checkpoint")
+    program(lambda: main(args))

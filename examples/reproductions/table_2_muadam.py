@@ -12,11 +12,9 @@ scale:
         --steps 5000
 """
 
-import sys
-
 import jax
 import numpy as np
-from _compare import arguments, settings
+from _compare import arguments, program, settings
 from _optimizers import sweep_muadam, tuned_muadam, with_multipliers
 from _results import finite, kept, write
 from _tasks import images, mlp
@@ -72,9 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue")
+    program(main)
