@@ -76,3 +76,19 @@ def test_they_train(optimizer):
     for _ in range(60):
         params, state = step(params, state)
     assert loss(params) < 0.05 * loss(PARAMS)
+
+
+def test_the_controller_scales_each_tensor():
+    where = lambda x: x.optimizer.controller.skip.bias  # noqa: E731
+    faster = eqx.tree_at(where, RESIDUAL, where(RESIDUAL) + 0.5)
+    factor = np.exp(1.5 * np.tanh(0.5 / 1.5))
+    for found, expected in zip(_updates(faster), _updates(RESIDUAL), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, factor * y, rtol=1e-4, atol=1e-6), found, expected)
+
+
+def test_the_learned_correction_changes_the_direction():
+    where = lambda x: x.optimizer.pipeline.head.matrices.linear.weight  # noqa: E731
+    changed = eqx.tree_at(where, RESIDUAL, where(RESIDUAL).at[-1].set(1.0))
+    for found, begin in zip(_updates(changed)[1:], _updates(RESIDUAL)[1:], strict=True):
+        assert not np.allclose(found["matrix"], begin["matrix"], atol=1e-3)
+        np.testing.assert_array_equal(found["bias"], begin["bias"])
