@@ -1,7 +1,7 @@
 """Turn a plain training loop into local SGD with an aggregator, for any Equinox model.
 
     python examples/communication_efficient.py
-    python examples/communication_efficient.py --weights FILE    # another LOpt-A, saved by reproductions/meta_train.py
+    python examples/communication_efficient.py --weights FILE    # another aggregator, saved by loc.weights.save
     python examples/communication_efficient.py --smoke           # a tiny version
 
 Eight workers train an Equinox model on scikit-learn's digits. Either they exchange gradients after every step, or the
@@ -24,7 +24,6 @@ import lo_components as loc
 from lo_components.aggregators import Mean, Screened, SlowMo
 
 WORKERS, BATCH_SIZE, RATE = 8, 16, 0.1
-WEIGHTS = Path(__file__).parent / "weights" / "lopt-a.safetensors"
 
 
 def make_loss(static):
@@ -82,7 +81,7 @@ def train(name, step, state, params, dataset, local_steps: int, rounds: int, key
 
 
 def main(
-    weights: Path = WEIGHTS,
+    weights: Path | None = None,
     out: Path = Path("communication_efficient.png"),
     local_steps: int = 8,
     rounds: int = 300,
@@ -96,8 +95,8 @@ def main(
     loss = make_loss(static)
 
     # `Screened` leaves out workers whose deltas are unusually large; non-finite ones are always left out.
-    learned = loc.weights.load(weights)
-    aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "LOpt-A": learned}
+    learned = loc.pretrained("lopt_a") if weights is None else loc.weights.load(weights)
+    aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "learned": learned}
     aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
     optimizer = optax.sgd(RATE)
     steps = {"SGD, every step": (plain(loss, optimizer), optimizer.init(params), 1)}
@@ -119,7 +118,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="a meta-trained aggregator")
+    parser.add_argument("--weights", type=Path, help="a meta-trained aggregator, instead of the pretrained LOpt-A")
     parser.add_argument("--out", type=Path, default=Path("communication_efficient.png"))
     parser.add_argument("--local-steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)

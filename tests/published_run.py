@@ -1,4 +1,4 @@
-"""Three steps of every published optimizer, on one and on eight virtual devices; prints the differences as JSON."""
+"""Three steps of published optimizers and residual_muon, on one and on eight devices; prints differences as JSON."""
 
 import json
 import os
@@ -24,6 +24,7 @@ RECIPES = {
     "sinv6": loc.recipes.sinv6(key=KEY),
     "celo2": loc.recipes.celo2(1e-2, key=KEY),
     "celo2_base": loc.recipes.celo2_base(1e-2, key=KEY),
+    "residual_muon": loc.pretrained("residual_muon"),
     "rnn_mlp": loc.recipes.rnn_mlp(lstm_size=8, key=KEY),
     "star": loc.recipes.star(key=KEY),
     "nn_adam": loc.recipes.nn_adam(key=KEY),
@@ -42,19 +43,20 @@ def main():
     @eqx.filter_jit
     def train(optimizer, params, state):
         context = StepContext(loss=jnp.float32(1.0), num_steps=jnp.int32(100))
+        # Updates are added apart: they may be so small that rounding of the parameters hides them.
+        total = jax.tree.map(jnp.zeros_like, params)
         for _ in range(3):
             grads = jax.tree.map(lambda p: jnp.sin(3.0 * p), params)
             updates, state = optimizer.update(grads, state, params, context=context)
-            params = optax.apply_updates(params, updates)
-        return params
+            params, total = (optax.apply_updates(x, updates) for x in (params, total))
+        return total
 
     for name, optimizer in RECIPES.items():
         expected, *found = (
             jax.tree.map(np.asarray, train(optimizer, p, optimizer.init(p))) for p in (params, *sharded)
         )
         largest = [
-            max(float(np.max(np.abs(expected[k] - f[k])) / np.max(np.abs(expected[k] - params[k]))) for k in SHAPES)
-            for f in found
+            max(float(np.max(np.abs(expected[k] - f[k])) / np.max(np.abs(expected[k]))) for k in SHAPES) for f in found
         ]
         print(json.dumps({"name": name, "largest": max(largest)}), flush=True)
 
