@@ -4,9 +4,11 @@ import builtins
 import io
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import jax
@@ -84,12 +86,23 @@ def write_cifar10(folder, encode=python2_pickle, suffix=""):
     return folder
 
 
-@pytest.mark.parametrize("place", [".", "archive"])
+def pack(folder, name):
+    """Put everything in `folder` into an archive there."""
+    files = list(folder.iterdir())
+    with tarfile.open(folder / name, "w:xz") as archive:
+        for path in files:
+            archive.add(path, path.name)
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("place", [".", "folder", "archive"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_cifar10_in_every_layout(tmp_path, encoding, place):
     encode, suffix = ENCODINGS[encoding]
     archive = "cifar-10-batches-bin" if suffix else "cifar-10-batches-py"
-    write_cifar10(tmp_path / (archive if place == "archive" else "."), encode, suffix)
+    write_cifar10(tmp_path / (place if place == "." else archive), encode, suffix)
+    if place == "archive":
+        pack(tmp_path, "cifar-10-python.tar.xz")
     dataset = cifar10(tmp_path)
     train = np.concatenate([colors(seed, 2 + seed % 2) for seed in range(5)])
     assert dataset.num_classes == 10 and dataset.image_shape == (32, 32, 3)
@@ -115,6 +128,18 @@ def test_cifar100_has_the_fine_classes(tmp_path, encoding):
     np.testing.assert_array_equal(dataset.splits["train"].labels, [99, 0, 42])
     np.testing.assert_array_equal(dataset.splits["test"].labels, [99, 0, 43])
     np.testing.assert_array_equal(dataset.splits["test"].images, colors(1))
+
+
+def test_an_archive_of_cifar_may_be_damaged_or_a_bomb(tmp_path):
+    path = tmp_path / "cifar-10-python.tar.xz"
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cifar-10-python.tar.xz` is not a complete tar archive"):
+        cifar10(tmp_path)
+    path.unlink()
+    (write_cifar10(tmp_path / "cifar-10-batches-py") / "test_batch").write_bytes(bytes(2**25))
+    pack(tmp_path, path.name)
+    with pytest.raises(ValueError, match="claims to unpack to"):
+        cifar10(tmp_path)
 
 
 def test_color_batches_are_normalized_by_channel(tmp_path):

@@ -7,8 +7,6 @@ CIFAR-10, 8,068 images are taken to train (4,000 of the first batch and 1,017 of
 
 import functools
 import hashlib
-import tarfile
-import tempfile
 from pathlib import Path
 
 import jax
@@ -71,14 +69,7 @@ def _bilinear(images: np.ndarray) -> np.ndarray:
 
 def cifar_16x16(folder: Path) -> loc.data.ImageDataset:
     """CIFAR-10 images, shrunk to 16x16 by averaging blocks and normalized by channel."""
-    folder = folder / "cifar10"
-    archives = sorted(folder.glob("*.tar.*"))
-    if archives and not any(folder.glob("cifar-10-batches-*")):
-        with tempfile.TemporaryDirectory() as temporary, tarfile.open(archives[0]) as archive:
-            archive.extractall(temporary, filter="data")
-            found = loc.data.cifar10(temporary).splits
-    else:
-        found = loc.data.cifar10(folder).splits
+    found = loc.data.cifar10(folder / "cifar10").splits
     rows = np.arange(len(found["train"].labels))
     if len(rows) == 50_000:
         rows = np.concatenate([rows[:4000], *(rows[10_000 * i :][:1017] for i in range(1, 5))])

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from _optimizers import LABELS
+from _optimizers import DECAYED, LABELS
 from _results import middle
 
-MULO, LAGG = "muLO (arXiv 2406.00153)", "LAgg-A (arXiv 2312.02204)"
+MULO, LAGG, BEYOND = "muLO (arXiv 2406.00153)", "LAgg-A (arXiv 2312.02204)", "Beyond the papers"
 Pairs = Iterable[tuple[str, bool]]
 
 
@@ -359,4 +359,26 @@ CLAIMS = [
     ),
     Claim(LAGG, "H", "LAgg-A that was meta-trained at H = 16 generalizes to H = 4."),
     Claim(LAGG, "larger tasks", "They train ResNet50, vision transformers and language models on ImageNet and LM1B."),
+    *(
+        Claim(
+            BEYOND,
+            figure,
+            "muLO_M and LO_M are stable if their updates are scaled by a factor that falls linearly from 1 to 0.",
+            script,
+            is_stable(f"figure {figure}", *DECAYED),
+        )
+        for figure, script in (("6", "figure_6_depth.py"), ("7", "figure_7_horizon.py"))
+    ),
+    Claim(
+        BEYOND,
+        "rounds",
+        "LAgg-A, pooled or not, needs no more rounds than outer Nesterov (DiLoCo).",
+        "lagg_rounds.py",
+        fewer(
+            ["H = 4", "H = 8", "H = 16", "width 128", "CNN", "CIFAR-10"],
+            ["LAgg-A", "pooled LAgg-A"],
+            ["outer Nesterov"],
+            1.0,
+        ),
+    ),
 ]

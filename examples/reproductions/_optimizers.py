@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `mulo_s`, `mulo_m` | muLO, meta-trained at one width and at several | muP |
 | `lo_s`, `lo_m` | the same under SP | SP |
+| `mulo_m_decayed`, `lo_m_decayed` | the same optimizers, updates scaled from 1 to 0 over training | as above |
 | `adam_s`, `adam_m` | Adam, whose rate and three multipliers are tuned on the same tasks | muP |
 | `adam_cosine` | Adam with cosine decay, whose rate is tuned on each task | SP |
 | `celo`, `celo2` | published weights; Celo2 with cosine decay, whose rate is tuned on each task | SP |
@@ -31,12 +32,15 @@ from lo_components.schedules import OptaxSchedule
 from lo_components.unroll import GradientStep
 
 LEARNED = ("mulo_m", "lo_m", "mulo_s", "lo_s")
-NAMES = (*LEARNED, "adam_m", "adam_cosine", "adam_s", "celo", "celo2")
+DECAYED = ("mulo_m_decayed", "lo_m_decayed")
+NAMES = (*LEARNED, *DECAYED, "adam_m", "adam_cosine", "adam_s", "celo", "celo2")
 LABELS = {
     "mulo_m": "muLO_M",
     "lo_m": "LO_M",
     "mulo_s": "muLO_S",
     "lo_s": "LO_S",
+    "mulo_m_decayed": "muLO_M, linear decay",
+    "lo_m_decayed": "LO_M, linear decay",
     "adam_m": "AdamM",
     "adam_s": "AdamS",
     "adam_cosine": "Adam, SP, tuned here",
@@ -76,7 +80,8 @@ def digest(learner) -> str:
 
 def compared(args) -> dict[str, Optimizer]:
     """The optimizers that were asked for, by name."""
-    names = args.optimizers or [name for name in NAMES if not name.startswith("celo") or getattr(args, name)]
+    rest = [name for name in NAMES if name not in DECAYED]
+    names = args.optimizers or [name for name in rest if not name.startswith("celo") or getattr(args, name)]
     return {name: compared_optimizer(name, args) for name in names}
 
 
@@ -89,6 +94,8 @@ def compared_optimizer(name: str, args) -> Optimizer:
         raise ValueError(f"`--optimizers {name}` needs published weights: `--{name} FILE`.")
     if name == "celo2":
         return with_cosine(celo2(args.celo2), args.cosine_rates)
+    if name in DECAYED:
+        return with_linear_decay(compared_optimizer(name.removesuffix("_decayed"), args))
     if name == "celo":
         learner = loc.interop.from_reference("celo", loc.weights.read_arrays(args.celo), {})
     elif args.smoke and args.weights is None:
@@ -113,6 +120,16 @@ def with_cosine(optimizer, rates: Sequence[float]) -> Optimizer:
         return Scheduled(optimizer, OptaxSchedule(optax.cosine_decay_schedule, rate, decay_steps=steps)), GradientStep()
 
     return Optimizer(make, digest(optimizer), grid=[(rate,) for rate in rates])
+
+
+def with_linear_decay(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer, whose updates are scaled by a factor that falls linearly from 1 to 0 over training."""
+
+    def make(steps):
+        learner, inner_step = optimizer.make(steps)
+        return Scheduled(learner, OptaxSchedule(optax.linear_schedule, 1.0, 0.0, steps)), inner_step
+
+    return dataclasses.replace(optimizer, make=make, identity=[optimizer.identity, "linear decay"])
 
 
 def muadam(found: dict[str, float]) -> Optimizer:

@@ -46,14 +46,14 @@ def part(script: str, claims: list[Claim], content: dict[str, Any] | None) -> It
     """The lines on one script, or on the claims without one."""
     yield f"### `{script}`\n" if script else f"### {NOT_ATTEMPTED}\n"
     if content is None:
-        yield "| figure | the paper reports |"
+        yield "| figure | claim |"
         yield "| --- | --- |"
         yield from (f"| {claim.figure} | {claim.says} |" for claim in claims)
     else:
         versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         yield f"`{content['command']}` ({versions}).\n"
         yield f"{scale(content)}\n"
-        yield "| figure | the paper reports | measured here | verdict |"
+        yield "| figure | claim | measured here | verdict |"
         yield "| --- | --- | --- | --- |"
         for claim in claims:
             text, verdict = measured(claim, content["results"])

@@ -1,8 +1,6 @@
 """The data and the tasks of the scripts in this folder."""
 
 import functools
-import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +29,9 @@ def images(name: str, data: Path | None, pixels: int):
     """`fashion_mnist` or `cifar10`, averaged to `pixels` x `pixels`; without a folder, digits."""
     if data is None:
         return loc.data.digits()
-    dataset = {"fashion_mnist": loc.data.fashion_mnist, "cifar10": cifar10}[name](data / name)
+    dataset = {"fashion_mnist": loc.data.fashion_mnist, "cifar10": loc.data.cifar10}[name](data / name)
     splits = {split: (pooled(x.images, pixels), np.asarray(x.labels)) for split, x in dataset.splits.items()}
     return loc.data.image_dataset(splits, num_classes=10, name=f"{name}, {pixels}x{pixels}")
-
-
-def cifar10(folder: Path):
-    archives = sorted(folder.glob("*.tar.*"))
-    if not archives:
-        return loc.data.cifar10(folder)
-    with tempfile.TemporaryDirectory() as unpacked, tarfile.open(archives[0]) as archive:
-        archive.extractall(unpacked, filter="data")
-        return loc.data.cifar10(unpacked)
 
 
 def pooled(images, pixels: int):

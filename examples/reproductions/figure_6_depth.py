@@ -4,13 +4,14 @@
     python examples/reproductions/figure_6_depth.py --smoke            # a tiny version
 
 As in the paper, widths are within the range of meta-training, and the two optimizers were meta-trained on several
-widths. The paper's scale:
+widths. Beyond the paper, their updates are also scaled by a factor that decays over training. The paper's scale:
 
     ... --width 128 --meta-depth 3 --blocks 3 --steps 5000 --length 64 --batch-size 4096 --lm-batch-size 128
         --vit-batch-size 4096 --pixels 32
 """
 
 from _compare import run
+from _optimizers import DECAYED
 from _tasks import Task, among, images, language, mlp, text, vit
 
 OPTIONS = {
@@ -41,4 +42,4 @@ def figures(args):
 
 
 if __name__ == "__main__":
-    run(__doc__, figures, OPTIONS, SMOKE, optimizers=("mulo_m", "lo_m"))
+    run(__doc__, figures, OPTIONS, SMOKE, optimizers=("mulo_m", "lo_m", *DECAYED))

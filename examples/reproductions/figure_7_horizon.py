@@ -3,13 +3,15 @@
     python examples/reproductions/figure_7_horizon.py --data FOLDER --weights FOLDER
     python examples/reproductions/figure_7_horizon.py --smoke            # a tiny version
 
-As in the paper, the two optimizers were meta-trained on several widths. The paper's scale:
+As in the paper, the two optimizers were meta-trained on several widths. Beyond the paper, their updates are also scaled
+by a factor that decays over training. The paper's scale:
 
     ... --width 128 --meta-depth 3 --blocks 3 --length 64 --batch-size 4096 --lm-batch-size 128 --vit-batch-size 4096
         --pixels 32
 """
 
 from _compare import run
+from _optimizers import DECAYED
 from _tasks import Task, among, images, language, mlp, text, vit
 
 OPTIONS = {
@@ -37,4 +39,4 @@ def figures(args):
 
 
 if __name__ == "__main__":
-    run(__doc__, figures, OPTIONS, SMOKE, optimizers=("mulo_m", "lo_m"))
+    run(__doc__, figures, OPTIONS, SMOKE, optimizers=("mulo_m", "lo_m", *DECAYED))

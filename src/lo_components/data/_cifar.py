@@ -1,11 +1,17 @@
+import contextlib
+import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ._files import existing_folder, find_file
+from ._files import existing_folder, find_file, parsing, refuse_decompression_bomb
 from ._images import ImageDataset, image_dataset
 from ._pickled import read_pickle
 from ._planar import Batch, checked_batch, concatenate
+
+_FOLDERS = ("batches-py", "batches-bin", "python", "binary")
 
 
 def cifar10(folder: str | Path) -> ImageDataset:
@@ -14,7 +20,8 @@ def cifar10(folder: str | Path) -> ImageDataset:
     **Arguments:**
 
     - `folder`: contains `data_batch_1` to `data_batch_5` and `test_batch`, the same files with the suffix `.bin`, or
-        the archive's folder `cifar-10-batches-py` or `cifar-10-batches-bin`. Batches may have fewer than 10,000 images.
+        the archive's folder `cifar-10-batches-py` or `cifar-10-batches-bin`, or an archive `cifar-10-*.tar.*` of one of
+        these. Batches may have fewer than 10,000 images.
 
     **Returns:** images `[32, 32, 3]` in the splits `"train"` and `"test"`.
 
@@ -24,7 +31,7 @@ def cifar10(folder: str | Path) -> ImageDataset:
         Krizhevsky, *Learning Multiple Layers of Features from Tiny Images* (2009).
     """
     names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-    return _read(folder, "CIFAR-10", "cifar-10-batches", names, key="labels", label_bytes=1, num_classes=10)
+    return _read(folder, "CIFAR-10", "cifar-10", names, key="labels", label_bytes=1, num_classes=10)
 
 
 def cifar100(folder: str | Path) -> ImageDataset:
@@ -33,7 +40,7 @@ def cifar100(folder: str | Path) -> ImageDataset:
     **Arguments:**
 
     - `folder`: contains `train` and `test`, the same files with the suffix `.bin`, or the archive's folder
-        `cifar-100-python` or `cifar-100-binary`.
+        `cifar-100-python` or `cifar-100-binary`, or an archive `cifar-100-*.tar.*` of one of these.
 
     **Returns:** images `[32, 32, 3]` in the splits `"train"` and `"test"`.
 
@@ -49,7 +56,7 @@ def cifar100(folder: str | Path) -> ImageDataset:
 def _read(
     folder: str | Path,
     title: str,
-    archive: str,
+    prefix: str,
     files: dict[str, list[str]],
     *,
     key: str,
@@ -57,8 +64,12 @@ def _read(
     num_classes: int,
 ) -> ImageDataset:
     folder = existing_folder(folder, f"the batches of {title}")
-    candidates = [folder / f"{archive}{suffix}" for suffix in ("-py", "-python", "-bin", "-binary")]
-    folder = next(filter(Path.is_dir, candidates), folder)
+    places = [*(folder / f"{prefix}-{suffix}" for suffix in _FOLDERS), folder]
+    archives = sorted(folder.glob(f"{prefix}-*.tar.*"))
+    if archives and not any((x / f"{files['test'][0]}{suffix}").exists() for x in places for suffix in ("", ".bin")):
+        with _unpacked(archives[0]) as temporary:
+            return _read(temporary, title, prefix, files, key=key, label_bytes=label_bytes, num_classes=num_classes)
+    folder = next(filter(Path.is_dir, places))
 
     def read(name: str) -> Batch:
         path = find_file(folder, name, f"{name}.bin")
@@ -67,6 +78,18 @@ def _read(
 
     splits = {split: concatenate([read(name) for name in names]) for split, names in files.items()}
     return image_dataset(splits, num_classes=num_classes, name=str(folder))
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A temporary folder with what an archive contains."""
+    with tempfile.TemporaryDirectory() as folder:
+        with parsing(path, "a complete tar archive"), tarfile.open(path) as archive:
+            size = sum(member.size for member in archive)
+        refuse_decompression_bomb(path, size)
+        with parsing(path, "a complete tar archive"), tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        yield Path(folder)
 
 
 def _read_records(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
