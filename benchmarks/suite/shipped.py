@@ -1,9 +1,12 @@
-"""The optimizers that this package ships, and published Celo2, as the suite runs them: `benchmarks.suite.shipped:NAME`.
+"""The optimizers that this package ships, and published ones, as the suite runs them: `benchmarks.suite.shipped:NAME`.
 
-`celo2` needs the path of its published weights in the environment variable `CELO2_WEIGHTS`.
+The published ones read their weights from the folder in the environment variable `PUBLISHED_WEIGHTS`:
+`celo.theta.state` and `celo_adam.theta.state` of amoudgl/celo, `sinv6.theta.state` of
+mlcommons/submissions_algorithms, and `celo2_weights.pt` of pylo.
 """
 
 import os
+from pathlib import Path
 
 import equinox as eqx
 import optax
@@ -16,7 +19,7 @@ from lo_components.schedules import OptaxSchedule
 from .optimizers import Optimizer, warm_up_and_cosine
 from .tasks import Growth
 
-_RATES = (1e-3, 2e-3, 4e-3)
+_RATES = (1e-3, 3e-3, 1e-2)
 
 
 def _at(learner, rate):
@@ -41,6 +44,18 @@ rms_muon = Optimizer("rms_muon", lambda rate, horizon: loc.recipes.rms_muon(rate
 mulo_s, mulo_m, lo_s, lo_m = map(_as_it_is, ("mulo_s", "mulo_m", "lo_s", "lo_m"))
 
 
+def _arrays(file: str):
+    return loc.weights.read_arrays(Path(os.environ["PUBLISHED_WEIGHTS"]) / file)
+
+
+def _published(kind: str) -> Optimizer:
+    """Published weights, which choose their own step sizes."""
+    return Optimizer(kind, lambda rate, horizon: loc.interop.from_reference(kind, _arrays(f"{kind}.theta.state"), {}))
+
+
+celo, celo_adam, sinv6 = map(_published, ("celo", "celo_adam", "sinv6"))
+
+
 class _MatricesOnly(eqx.Module):
     """Celo2's matrices; it takes kernels in another layout than that of this library."""
 
@@ -50,7 +65,7 @@ class _MatricesOnly(eqx.Module):
 
 def _celo2(rate, horizon):
     """Published weights of Celo2, for matrices; AdamW for all others; warm-up and cosine as for the baselines."""
-    arrays = loc.interop.from_pylo("celo2", loc.weights.read_arrays(os.environ["CELO2_WEIGHTS"]))
+    arrays = loc.interop.from_pylo("celo2", _arrays("celo2_weights.pt"))
     learned = loc.interop.from_reference("celo2", arrays, {"lr": 1.0})
     rest = loc.OptaxOptimizer(optax.adamw, 1.0, b1=0.9, b2=0.95, weight_decay=0.0)
     schedule = OptaxSchedule(warm_up_and_cosine, rate, horizon)
