@@ -13,7 +13,7 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_compilation(request):
     """Compile without XLA's optimizations, which dominate small programs; slow tests have large ones and keep them."""
     slow = request.node.get_closest_marker("slow") is not None

@@ -41,8 +41,6 @@ from lo_components.optimizers import OptaxOptimizer, Scheduled
 from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
 from lo_components.schedules import OptaxSchedule
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALLOWANCE = 0.05
 STEPS = 4
 # Seeds cost milliseconds once the networks are compiled. Under SP few suffice, since exponents are far from the bound.

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import CLASSES, KEY, AdamOrSGD
@@ -24,8 +23,6 @@ from strategies import log_floats, seeds
 
 from lo_components.nn import Linear, declared_widths
 from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, Axis, DepthMuP, MuP
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WIDTH = 16
 DEPTHS = (4, 32)

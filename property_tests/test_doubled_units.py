@@ -37,8 +37,6 @@ architectures = pytest.mark.parametrize("name", [*FAST, *SLOW])
 hyper_multipliers = log_floats(0.5, 2.0)
 rates = log_floats(1e-3, 1e-2)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def sampled(shapes, rng):
     """Parameters with standard deviation 1 / sqrt(fan-in), the readout included; the laws hold at any scale."""

@@ -24,8 +24,6 @@ from lo_components.parametrization import (
     reinitialize,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Standard deviation of a standard normal distribution truncated at two standard deviations.
 TRUNCATED_STD = 0.8796
 NETWORKS = ["mlp", "cnn", "resnet", "vit", "lm", "separable"]

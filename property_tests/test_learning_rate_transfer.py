@@ -17,8 +17,6 @@ from strategies import seeds
 from lo_components.nn import MLP, declared_widths
 from lo_components.parametrization import SCALE_FREE, SP, MuP
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @eqx.filter_jit
 def final_losses(width, base_width, parametrization, rates, keys, num_steps):

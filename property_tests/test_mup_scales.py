@@ -131,7 +131,6 @@ def test_branches_of_deep_networks_are_multiplied_and_their_updates_scaled(depth
 COORDINATES = dict(widths=(16, 48, 128), depth=2, num_steps=4, num_seeds=24, seed=2)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_under_mup_the_change_of_preactivations_does_not_depend_on_the_width():
     check = coordinate_check("mlp", MuP(), adam(1e-3), **COORDINATES)
     assert len(check.layers) == 3
@@ -139,6 +138,5 @@ def test_under_mup_the_change_of_preactivations_does_not_depend_on_the_width():
         assert abs(exponent.value) < 0.1 + 3 * exponent.error
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_under_sp_the_change_of_preactivations_grows_with_the_width():
     assert coordinate_check("mlp", SP(), adam(1e-3), **COORDINATES).largest() > 0.5

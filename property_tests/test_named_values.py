@@ -14,8 +14,6 @@ from lo_components.nn import named_layers
 from lo_components.parametrization import SP, Absorbed, AbstractParametrization, MuP, infer_widths, reinitialize
 from lo_components.tasks import AbstractTask, Quadratic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTHS = (16, 64)
 
 

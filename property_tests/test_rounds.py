@@ -37,7 +37,6 @@ def check(parametrization):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_under_mup_rounds_of_a_random_lagg_a_move_every_layer_as_much_at_every_width():
     found = check(MuP())
     # In the first round the readout is zero, so hidden layers get no gradient.
@@ -46,6 +45,5 @@ def test_under_mup_rounds_of_a_random_lagg_a_move_every_layer_as_much_at_every_w
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_under_sp_they_move_wide_layers_more():
     assert check(SP()).largest() > 0.5

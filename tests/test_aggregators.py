@@ -31,8 +31,6 @@ from lo_components.steps import Direction
 from lo_components.tasks import AbstractTask, Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WORKERS = 4
 SHAPES = {"w": (3, 5), "b": (5,)}
 

@@ -24,7 +24,7 @@ from lo_components.meta import _sweep, coordinate_check, evaluate, meta_optimize
 from lo_components.parametrization import SP, MuP
 from lo_components.unroll import ConstantHorizon, LocalRound, LogUniformHorizon, TruncatedUnroll
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 KEY = jax.random.key(0)
 RATES = tuple(np.logspace(-3, -1, 10))

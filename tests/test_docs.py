@@ -42,16 +42,10 @@ def test_page_runs(page, tmp_path, monkeypatch):
     module = types.ModuleType(f"docs_{page.stem.replace('-', '_').lower()}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
-    # Most of the time goes into compiling programs that run for milliseconds.
-    unoptimized = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     # Optax's Adam mixes integers and floats, so pages run under the promotion that their readers have.
-    try:
-        with jax.numpy_dtype_promotion("standard"):
-            for block in _blocks(page):
-                exec(compile(block, _name(page), "exec"), vars(module))
-    finally:
-        jax.config.update("jax_disable_most_optimizations", unoptimized)
+    with jax.numpy_dtype_promotion("standard"):
+        for block in _blocks(page):
+            exec(compile(block, _name(page), "exec"), vars(module))
 
 
 def test_every_python_fence_is_found():

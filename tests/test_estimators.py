@@ -54,8 +54,6 @@ from lo_components.unroll import (
     TruncatedUnroll,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 20
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
 # The parameters of step t are START + t * velocity, so the gradient of the mean over t of half their squared norm is

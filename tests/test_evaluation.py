@@ -17,11 +17,11 @@ from lo_components.optimizers import OptaxOptimizer
 from lo_components.tasks import Quadratic
 from lo_components.unroll import GradientStep, LocalRound
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture
-def optimized(quick_compilation):
+def optimized():
     """Compile as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
 

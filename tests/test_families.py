@@ -29,8 +29,6 @@ from lo_components.unroll import (
     TruncatedUnroll,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 
 

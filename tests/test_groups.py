@@ -120,7 +120,6 @@ def _arrays(key):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.usefixtures("quick_compilation")
 def test_each_result_is_that_of_the_tensor_alone(name, getkey):
     pipeline, params = PIPELINES[name], _arrays(getkey())
     grads = jax.tree.map(lambda *g: jnp.stack(g), *[_arrays(getkey()) for _ in range(2)])

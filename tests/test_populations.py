@@ -13,7 +13,7 @@ from lo_components.estimators import PES
 from lo_components.meta import evaluate, init_meta_state, meta_step
 from lo_components.unroll import LogUniformHorizon, TruncatedUnroll
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_members_of_a_population_are_meta_trainings_of_their_own():

@@ -62,7 +62,7 @@ def test_every_field_of_a_card_says_something(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if pretrained.card(name).kind == "optimizer"])
-def test_optimizers_train_a_wider_network_in_a_plain_optax_loop(name, getkey, standard_promotion, quick_compilation):
+def test_optimizers_train_a_wider_network_in_a_plain_optax_loop(name, getkey, standard_promotion):
     card = pretrained.card(name)
     task = tasks.mlp_classification(
         data.digits(), width=64, parametrization=card.parametrization, base_width=card.base_width, batch_size=32
@@ -86,7 +86,7 @@ def test_optimizers_train_a_wider_network_in_a_plain_optax_loop(name, getkey, st
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if pretrained.card(name).kind == "aggregator"])
-def test_aggregators_train_what_they_have_not_seen(name, getkey, quick_compilation):
+def test_aggregators_train_what_they_have_not_seen(name, getkey):
     task, rounds = tasks.LinearRegression(jnp.ones(4), jnp.ones(4)), unroll.LocalRound(8, 4, SGD(0.01))
     found = meta.evaluate(pretrained(name), task, num_steps=60, inner_step=rounds, num_seeds=1, key=getkey())
     assert found.losses[0, -1] < 0.2 * found.losses[0, 0]

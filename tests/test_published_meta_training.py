@@ -33,7 +33,7 @@ ESTIMATORS = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_meta_gradient_is_finite_and_not_zero(name, estimator):

@@ -33,7 +33,7 @@ from lo_components.tasks import AbstractTask, ReducedBatch, Streamed, streamed_t
 from lo_components.unroll import LocalRound, TruncatedUnroll
 
 pytest.importorskip("grain")
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 KEY = jax.random.key(3)
 # The same objects in all tests, so that most programs are compiled once.

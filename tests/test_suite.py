@@ -25,7 +25,7 @@ def needs(name):
 
 
 @pytest.fixture
-def tiny(monkeypatch, quick_compilation):
+def tiny(monkeypatch):
     """A task on digits that takes no time."""
     monkeypatch.setitem(data._READERS, "digits", lambda folder: loc.data.digits())
     spec = tasks.TaskSpec("tiny", "digits", tasks.mlp, dict(width=4, depth=1, batch_size=4))
@@ -241,7 +241,7 @@ def test_the_command_line_takes_a_file_or_a_function(tmp_path):
 
 @pytest.mark.parametrize("parametrization", [SP(), MuP()], ids=["sp", "mup"])
 @pytest.mark.parametrize("make", [tasks.normalized_mlp, tasks.autoencoder])
-def test_own_models_learn_under_both_parametrizations(make, parametrization, quick_compilation):
+def test_own_models_learn_under_both_parametrizations(make, parametrization):
     dataset = loc.data.digits()
     dataset = loc.data.ImageDataset(dataset.splits, 10, 0.0, 16.0)
     depth = {} if make is tasks.autoencoder else {"depth": 2}
@@ -251,7 +251,7 @@ def test_own_models_learn_under_both_parametrizations(make, parametrization, qui
     assert losses[-1] < 0.7 * losses[0] and held_out[-1] < held_out[0]
 
 
-def test_autoencoders_are_measured_by_the_mean_square(quick_compilation):
+def test_autoencoders_are_measured_by_the_mean_square():
     dataset = loc.data.digits()
     dataset = loc.data.ImageDataset(dataset.splits, 10, 0.0, 16.0)
     task = tasks.autoencoder(dataset, suite.Growth(), width=8, batch_size=32)

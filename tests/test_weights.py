@@ -418,7 +418,7 @@ def stepped(learner):
     return learner.aggregate(deltas, learner.init(PARAMS), PARAMS)
 
 
-@pytest.mark.usefixtures("quick_compilation", "standard_promotion")
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_learner_comes_back_bit_for_bit(tmp_path, name):
     path, learner = tmp_path / "a.safetensors", LEARNERS[name]()
