@@ -211,6 +211,12 @@ def test_one_line_runs_any_optimizer(tiny, tmp_path):
     np.testing.assert_allclose(again.curves["sgd", "tiny", 20].curve, own.curve, rtol=1e-5)
     assert [path.name.split("-")[0] for path in (tmp_path / "second").rglob("*.safetensors")] == ["sgd", "sgd"]
 
+    # Those of another task do.
+    tiny.sizes["batch_size"] = 2
+    runs._task.cache_clear()
+    other = suite.run(optax.sgd(0.1), out=tmp_path / "third", **options)
+    assert not np.allclose(other.curves["adamw", "tiny", 20].curve, reference.curve)
+
 
 def test_horizons_must_be_cut_into_equal_parts(tmp_path):
     with pytest.raises(ValueError, match="`horizons` above 500 must be multiples of it, got 750"):

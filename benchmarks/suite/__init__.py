@@ -53,7 +53,8 @@ def run(
     - `seeds`, `tuning_seeds`: runs that decide the scores, and runs for each rate of a grid.
     - `jobs`: how many runs at once, each on one core.
     - `over`: an optimizer with which all others are compared seed by seed.
-    - `baselines`: a file with curves of the baselines. Those that it does not have for this number of seeds are run.
+    - `baselines`: a file with curves of the baselines. Those that it does not have for this number of seeds and for
+        equal data are run.
 
     **Returns:** the curves with their scores and tables, which are in `out` as well.
 
@@ -64,22 +65,23 @@ def run(
     if uneven:
         raise ValueError(f"`horizons` above {scores.POINTS} must be multiples of it, got {uneven[0]}.")
     setting = Setting(Path(data).expanduser(), Path(out).expanduser(), seeds, tuning_seeds)
-    known = {
-        (name, task, horizon): found
-        for (name, task, horizon), found in curves.read(baselines).items()
-        if task in tasks and horizon in horizons and len(found.curve) == seeds
-    }
     own = [Optimizer.of(x, name, tuple(rates), growth) for x in optimizers]
     names = [o.name for o in own]
     if len(set(names)) < len(names) or set(names) & set(BASELINES):
         raise ValueError(f"Each optimizer needs a name of its own, got {names}; pass an `Optimizer` or `name`.")
     if over is not None and over not in (*BASELINES, *names):
         raise ValueError(f"`over` must be one of {(*BASELINES, *names)}, got {over!r}.")
+    definitions = {task: TASKS[task].digest(setting.data) for task in tasks}
+    known = {
+        (name, task, horizon): found
+        for (name, task, horizon), found in curves.read(baselines, definitions).items()
+        if name in BASELINES and horizon in horizons and len(found.curve) == seeds
+    }
     missing = [b for b in BASELINES.values() if any((b.name, t, h) not in known for t in tasks for h in horizons)]
     found = run_all(setting, [*missing, *own], tasks, horizons, jobs)
     everything = known | {key: Curves.of(result) for key, result in found.items()}
     ordered = {(name, t, h): everything[name, t, h] for h in horizons for t in tasks for name in (*BASELINES, *names)}
     report = Report(ordered)
     report.write(setting.out, over)
-    curves.write(setting.out / "curves.npz", ordered)
+    curves.write(setting.out / "curves.npz", ordered, definitions)
     return report

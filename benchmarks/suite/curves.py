@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 import lo_components as loc
 
@@ -14,6 +14,7 @@ from .runs import Run
 
 BASELINES = Path(__file__).parents[1] / "results" / "suite" / "baselines.npz"
 Key = tuple[str, str, int]  # optimizer, task, number of steps
+Definition = UInt8[np.ndarray, "32"]  # a hash of a task with its data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Curves:
         return Curves(scores.smoothed(run.losses), run.losses[:, 0], run.held_out, run.rate)
 
 
-def write(path: Path, curves: Mapping[Key, Curves]) -> None:
-    """Write curves in float32."""
-    arrays = {}
+def write(path: Path, curves: Mapping[Key, Curves], definitions: Mapping[str, Definition]) -> None:
+    """Write curves in float32, with the definitions of their tasks."""
+    arrays = {f"definition|{task}": found for task, found in definitions.items()}
     for (name, task, horizon), found in curves.items():
         for field in dataclasses.fields(found):
             value = np.atleast_1d(np.asarray(getattr(found, field.name), np.float32))
@@ -49,13 +50,18 @@ def write(path: Path, curves: Mapping[Key, Curves]) -> None:
     loc.weights.write_arrays(path, arrays)
 
 
-def read(path: Path) -> dict[Key, Curves]:
-    """Read the curves of a file; there are none in a file that does not exist."""
+def read(path: Path, definitions: Mapping[str, Definition]) -> dict[Key, Curves]:
+    """Read the curves of the tasks with these definitions; there are none in a file that does not exist."""
     if not path.exists():
         return {}
     fields: dict[Key, dict] = {}
-    for key, array in loc.weights.read_arrays(path).items():
-        name, task, horizon, field = key.split("|")
+    arrays = loc.weights.read_arrays(path)
+    same = [task for task, x in definitions.items() if np.array_equal(x, arrays.get(f"definition|{task}", ()))]
+    for key, array in arrays.items():
+        name, task, *rest = key.split("|")
+        if not rest or task not in same:
+            continue
+        horizon, field = rest
         value = float(f"{array[0]:.6g}") if field == "rate" else array.astype(np.float64)
         fields.setdefault((name, task, int(horizon)), {})[field] = value
     return {key: Curves(**found) for key, found in fields.items()}

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 
 import lo_components as loc
 from lo_components.parametrization import SP, AbstractParametrization, Axis
@@ -55,6 +58,12 @@ class TaskSpec:
             "data": _fingerprint(self.data, folder),
             "version": 1,  # of the functions in this file; change it with them
         }
+
+
+    def digest(self, folder: Path) -> np.ndarray:
+        """A hash of the definition: 32 bytes."""
+        text = json.dumps(self.definition(folder), sort_keys=True)
+        return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
 
 
 @functools.cache
