@@ -9,9 +9,12 @@ import pytest
 from helpers import SGD
 from meta_helpers import START, Drift, Noisy, quadratic_unroll
 
+from lo_components import nn
+from lo_components.aggregators import Mean
+from lo_components.data import digits
 from lo_components.optimizers import OptaxOptimizer, Scaled, StepContext
-from lo_components.parametrization import MuP, WidthSpec
-from lo_components.tasks import Quadratic
+from lo_components.parametrization import SP, MuP, WidthSpec
+from lo_components.tasks import ImageClassification, Quadratic
 from lo_components.unroll import (
     AbstractHorizon,
     ConstantHorizon,
@@ -19,6 +22,8 @@ from lo_components.unroll import (
     HorizonSchedule,
     LogUniformHorizon,
     TruncatedUnroll,
+    scaled_for,
+    scaled_for_model,
 )
 
 VELOCITY = np.array([0.3, 0.1, -0.2], np.float32)
@@ -280,3 +285,20 @@ def test_a_restart_draws_new_parameters_and_a_new_horizon():
     assert len({float(s.train.params[0]) for s in after}) == 8
     assert len({int(s.episode.horizon) for s in after}) > 2
     assert all(s.episode.step == 2 for s in after)
+
+
+@pytest.mark.parametrize("parametrization", [SP(), MuP()])
+@pytest.mark.parametrize("learner", [SGD(0.1), OptaxOptimizer(optax.adam, 1e-3), Mean()], ids=["SGD", "Adam", "mean"])
+def test_a_model_and_its_task_give_the_same_scales(learner, parametrization):
+    def build(key):
+        return nn.MLP(64, 10, width=8, depth=2, parametrization=parametrization, key=key)
+
+    task, model = ImageClassification(digits(), build), build(jax.random.key(0))
+    found = scaled_for_model(model, learner)
+    assert eqx.tree_equal(found, scaled_for(task, learner, task.init(key=jax.random.key(0))))
+    assert (found is learner) == isinstance(parametrization, SP)
+
+
+def test_a_model_of_other_layers_needs_scales_of_its_own():
+    with pytest.raises(ValueError, match="`model` has arrays that no layer of `lo_components.nn` declares"):
+        scaled_for_model(eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(0)), SGD(0.1))

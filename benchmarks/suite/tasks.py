@@ -59,7 +59,6 @@ class TaskSpec:
             "version": 1,  # of the functions in this file; change it with them
         }
 
-
     def digest(self, folder: Path) -> np.ndarray:
         """A hash of the definition: 32 bytes."""
         text = json.dumps(self.definition(folder), sort_keys=True)

@@ -12,9 +12,10 @@ from ._horizons import LogUniformHorizon as LogUniformHorizon
 from ._inner import AbstractInnerStep as AbstractInnerStep
 from ._inner import GradientStep as GradientStep
 from ._inner import LocalRound as LocalRound
-from ._inner import scaled_for as scaled_for
 from ._meta_loss import AbstractMetaLoss as AbstractMetaLoss
 from ._meta_loss import FinalLoss as FinalLoss
 from ._meta_loss import LogLoss as LogLoss
 from ._meta_loss import MeanLoss as MeanLoss
 from ._meta_loss import TelescopedLoss as TelescopedLoss
+from ._scaled import scaled_for as scaled_for
+from ._scaled import scaled_for_model as scaled_for_model

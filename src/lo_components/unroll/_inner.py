@@ -1,5 +1,5 @@
 import abc
-from typing import ClassVar, Generic, TypeVar, overload
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
-from .. import _tree, aggregators
+from .. import _tree
 from .._types import Params
 from ..aggregators import AbstractAggregator
-from ..optimizers import AbstractOptimizer, OptaxOptimizer, Scaled, StepContext, as_optimizer
-from ..parametrization import SP
+from ..optimizers import AbstractOptimizer, OptaxOptimizer, StepContext, as_optimizer
 from ..tasks import AbstractTask
 from ._horizons import whole
+from ._scaled import scaled_for
 
 LearnerT = TypeVar("LearnerT")
 WorkerKeys = Key[Array, " workers"] | UInt32[Array, "workers _"]
@@ -227,33 +227,6 @@ class LocalRound(AbstractInnerStep[AbstractAggregator]):
         carry = (jnp.zeros((), jnp.float32), start, optimizer.init(start))
         loss, end, _ = jax.lax.fori_loop(0, self.local_steps, step, carry)
         return loss, jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), end, start)
-
-
-@overload
-def scaled_for(task: AbstractTask, learner: AbstractOptimizer, params: Params) -> AbstractOptimizer: ...
-
-
-@overload
-def scaled_for(task: AbstractTask, learner: AbstractAggregator, params: Params) -> AbstractAggregator: ...
-
-
-def scaled_for(
-    task: AbstractTask, learner: AbstractOptimizer | AbstractAggregator, params: Params
-) -> AbstractOptimizer | AbstractAggregator:
-    """The learner with its updates multiplied by the scales of a task's parametrization.
-
-    **Arguments:**
-
-    - `task`: gives the widths and the parametrization.
-    - `learner`: an optimizer or an aggregator, whose update rules determine the scales.
-    - `params`: the task's parameters; only their structure and shapes matter.
-    """
-    if task.widths is None or isinstance(task.parametrization, SP):
-        return learner
-    scales = task.parametrization.update_scales(task.widths, learner.update_rules(params))
-    if isinstance(learner, AbstractAggregator):
-        return aggregators.Scaled(learner, scales)
-    return Scaled(learner, scales)
 
 
 def _mean_loss(losses: Float[Array, " workers"], present: Bool[Array, " workers"] | None) -> Float[Array, ""]:
