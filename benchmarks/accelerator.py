@@ -7,7 +7,7 @@ repeats those that failed, so a measurement may be interrupted. On the machine w
     python benchmarks/accelerator.py --out benchmarks/results/accelerators/NAME
     python benchmarks/accelerator_tables.py --write
 
-The second command writes the figures into docs/performance.md. `--smoke` tries each kind of part at tiny
+The second command writes the figures into docs/results/speed.md. `--smoke` tries each kind of part at tiny
 sizes, also on a CPU.
 """
 

@@ -1,4 +1,4 @@
-"""Make the section on accelerators of docs/performance.md from the files that `accelerator.py` wrote.
+"""Make the section on accelerators of docs/results/speed.md from the files that `accelerator.py` wrote.
 
 Prints it; `--write` puts it into the page. Run: `python benchmarks/accelerator_tables.py --write`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "results" / "accelerators"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "speed.md"
 BEGIN, END = "<!-- begin: made by benchmarks/accelerator_tables.py -->\n", "<!-- end -->\n"
 MISSING = """\
 No accelerator was at hand so far: there is no figure from a GPU or a TPU yet. Everything above was measured on CPUs.
@@ -111,7 +111,7 @@ def write(page: Path = PAGE) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write it into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write it into docs/results/speed.md")
     if parser.parse_args().write:
         write()
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from benchmarks import suite
-from benchmarks.suite import anchor, data, runs, scores, shipped, tasks
+from benchmarks.suite import anchor, data, overview, runs, scores, shipped, tasks
 
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
@@ -331,3 +331,8 @@ def test_the_suite_runs_shipped_optimizers_under_the_parametrization_of_their_ca
         assert eqx.tree_equal(found.learner(1.0, 100), loc.pretrained(name))
     for name in ("residual_muon_tuned", "rms_muon"):
         assert getattr(shipped, name).learner(0.25, 100).schedule.peak == 0.25
+
+
+def test_the_figure_of_the_first_page_can_be_drawn(tmp_path):
+    overview.draw(tmp_path / "suite.png")
+    assert (tmp_path / "suite.png").stat().st_size > 10_000
