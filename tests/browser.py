@@ -18,7 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, Request, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 BASE = "/lo_components/"  # the sub-path that the site is served below
@@ -76,22 +76,26 @@ class Site(SimpleHTTPRequestHandler):
 
 
 class Tab:
-    """A page of the browser at one width; `problems` are those since the last call of `open`."""
+    """A tab of the browser at one width; `problems` are those since the last call of `open`."""
 
     def __init__(self, browser: Browser, origin: str, width: int):
-        self.origin, self.problems = origin, []
+        self.origin = origin
+        self.problems: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900})
         self.page.set_default_timeout(120_000)
-        self.page.on("console", lambda m: m.type == "error" and self.problems.append(f"console: {m.text}"))
-        self.page.on("pageerror", lambda e: self.problems.append(f"error: {e}"))
-        self.page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url}"))
-        self.page.on("response", lambda r: r.status >= 400 and self.problems.append(f"{r.status}: {r.url}"))
-        self.page.on("request", self._same_host)
+        self.page.on("console", lambda m: self._note(m.type == "error", f"console: {m.text}"))
+        self.page.on("pageerror", lambda e: self._note(True, f"error: {e}"))
+        self.page.on("requestfailed", lambda r: self._note(True, f"failed: {r.url}"))
+        self.page.on("response", lambda r: self._note(r.status >= 400, f"{r.status}: {r.url}"))
+        self.page.on("request", lambda r: self._note(self._leaves(r.url), f"another host: {r.url}"))
 
-    def _same_host(self, request: Request) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme in ("http", "https", "ws", "wss") and f"http://{parts.netloc}" != self.origin:
-            self.problems.append(f"another host: {request.url}")
+    def _note(self, wrong: bool, problem: str) -> None:
+        if wrong:
+            self.problems.append(problem)
+
+    def _leaves(self, url: str) -> bool:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https", "ws", "wss") and f"http://{parts.netloc}" != self.origin
 
     def open(self, path: str) -> int:
         """Loads a page and checks it in the scheme that it has and in the other one; returns its number of formulas."""
