@@ -115,3 +115,33 @@ def test_navigation_lists_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text()
     missing = [p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).as_posix() not in navigation]
     assert not missing
+
+
+# What a browser fetches without a click: sources, stylesheets, images of Markdown, fonts, entries of `extra_*`.
+_FETCHED = re.compile(
+    r"""(?:\bsrc\s*=|<link\b[^>]*\bhref\s*=|!\[[^\]]*\]\(|\burl\(|@import|^\s*-)[\s\\"']*(?:https?:)?//""", re.MULTILINE
+)
+
+
+def test_pages_need_no_other_host():
+    """MathJax is not scanned, since it names hosts of parts that are not used; `browser.py` sees what it requests."""
+    suffixes = {".css", ".html", ".ipynb", ".js", ".md", ".svg"}
+    files = [p for p in DOCS.rglob("*") if p.suffix in suffixes and "mathjax-" not in p.parent.name]
+    found = [_name(p) for p in [ROOT / "mkdocs.yml", *files, *SOURCE.rglob("*.py")] if _FETCHED.search(p.read_text())]
+    assert found == []
+    assert "\n  font: false\n" in (ROOT / "mkdocs.yml").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://example.org/a.js">',
+        '<link rel="stylesheet" href="//example.org/a.css">',
+        "![figure](https://example.org/a.png)",
+        'url("https://example.org/a.woff")',
+        "extra_javascript:\n  - https://example.org/a.js",
+    ],
+)
+def test_resources_of_other_hosts_are_recognized(text):
+    assert _FETCHED.search(text)
+    assert not _FETCHED.search("[link](https://example.org)")

@@ -48,3 +48,14 @@ def test_transfer_draws_a_line_for_each_width(tmp_path):
     for name, panels in (("one", {8: losses}), ("two", {8: losses, 16: 2 * losses})):
         plots.transfer({"muP": panels}, rates, tmp_path / f"{name}.png", title="title")
     assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_svg_has_no_background_and_takes_the_color_of_text_from_the_style(style, tmp_path):
+    matplotlib_style = pytest.importorskip("matplotlib.style")
+    with matplotlib_style.context(style):
+        plots.training_curves({"": {str(i): np.ones((1, 5000)) for i in range(8)}}, tmp_path / "figure.svg", horizon=9)
+    text = (tmp_path / "figure.svg").read_text()
+    assert len(text) < 200_000
+    assert ("#ffffff" in text) == (style == "dark_background")
+    assert "fill: none" in text.split('id="patch_1"')[1].split("/>")[0]

@@ -1,4 +1,8 @@
-"""Figures of results. They need matplotlib (extra `[plots]`), which is imported when a function is called."""
+"""Figures of results. They need matplotlib (extra `[plots]`), which is imported when a function is called.
+
+The suffix of a path sets the format. SVG files have no background, and text and axes follow the style of matplotlib: a
+call inside `with plt.style.context("dark_background"):` draws for dark pages.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,13 +49,15 @@ def training_curves(
         for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
             for name, losses in curves.items():
                 again, i = divmod(names.index(name), len(_COLORS))
-                color, style = _COLORS[i], ("-", "--", "-.")[again % 3]
+                color, style = _color(i), ("-", "--", "-.")[again % 3]
                 smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
-                steps = per_step * np.arange(smooth.shape[1])
+                # No more points than can be seen, for small SVG files.
+                steps = np.arange(0, smooth.shape[1], max(1, smooth.shape[1] // 300))
+                smooth, steps = smooth[:, steps], per_step * steps
                 axis.plot(steps, np.median(smooth, axis=0), color=color, linestyle=style, label=name, linewidth=1.8)
                 axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
-                axis.axvline(per_step * horizon, color="black", linewidth=0.8, linestyle=":")
+                axis.axvline(per_step * horizon, color=_color(-1), linewidth=0.8, linestyle=":")
             axis.set_title(panel, fontsize=10)
             axis.set_xlabel(unit)
             axis.set_yscale("log")
@@ -100,12 +106,10 @@ def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *
                 for i in range(len(check.layers)):
                     if (means[:, step, i] > 0).all():
                         alpha = 0.25 + 0.75 * (step + 1) / num_steps
-                        axis.plot(
-                            check.widths, means[:, step, i], color=_COLORS[i % len(_COLORS)], alpha=alpha, linewidth=1.4
-                        )
+                        axis.plot(check.widths, means[:, step, i], color=_color(i), alpha=alpha, linewidth=1.4)
             if len(check.layers) <= len(_COLORS):
                 for i, layer in enumerate(check.layers):
-                    axis.plot([], [], color=_COLORS[i], label=layer)
+                    axis.plot([], [], color=_color(i), label=layer)
             axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}", fontsize=10)
             axis.set_xlabel("width")
             axis.set_xscale("log", base=2)
@@ -139,7 +143,7 @@ def transfer(
     with _figure(len(panels), path, title) as axes:
         for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
             for i, (width, values) in enumerate(losses.items()):
-                color = _COLORS[i % len(_COLORS)]
+                color = _color(i)
                 values = np.where(np.isfinite(values), values, np.nan)
                 middle = np.median(values, axis=1)
                 axis.plot(learning_rates, middle, color=color, label=f"width {width}", linewidth=1.6)
@@ -178,14 +182,14 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
         for i, problem in enumerate(problems):
             for j, name in enumerate(names):
                 some = [row for row in rows if (row["problem"], row["estimator"]) == (problem, name)]
-                look = dict(color=_COLORS[j % len(_COLORS)], label=name, linewidth=1.4, marker="o", markersize=4)
+                look = dict(color=_color(j), label=name, linewidth=1.4, marker="o", markersize=4)
                 # Shifted, so that points do not cover each other.
                 windows = [row["window"] * 1.04 ** (j - len(names) / 2) for row in some]
                 means = [row["mean"] / row["reference"] for row in some]
                 errors = [2 * row["error"] / abs(row["reference"]) for row in some]
                 axes[2 * i].errorbar(windows, means, errors, **look)
                 axes[2 * i + 1].plot(windows, [row["std"] / abs(row["reference"]) for row in some], **look)
-            axes[2 * i].axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+            axes[2 * i].axhline(1.0, color=_color(-1), linewidth=0.8, linestyle=":")
             axes[2 * i].set_title(f"{problem}\nmean over reference", fontsize=10)
             axes[2 * i + 1].set_title(f"{problem}\nstandard deviation over reference", fontsize=10)
             axes[2 * i + 1].set_yscale("log")
@@ -193,6 +197,14 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
             axis.set_xlabel("truncation window")
             axis.set_xscale("log")
         axes[0].legend(fontsize=8, frameon=False)
+
+
+def _color(i: int) -> Any:
+    """The i-th color; the last one, black, is the color of text in matplotlib's style."""
+    import matplotlib
+
+    i %= len(_COLORS)
+    return matplotlib.rcParams["text.color"] if i == len(_COLORS) - 1 else _COLORS[i]
 
 
 @contextmanager
@@ -208,4 +220,5 @@ def _figure(num_panels: int, path: str | Path, title: str, same_scale: bool = Tr
     for axis in axes:
         axis.grid(alpha=0.25)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(Path(path).expanduser(), dpi=150)
+    path = Path(path).expanduser()
+    figure.savefig(path, dpi=150, transparent=path.suffix == ".svg")
