@@ -50,16 +50,16 @@ def write(path: Path, curves: Mapping[Key, Curves], definitions: Mapping[str, De
     loc.weights.write_arrays(path, arrays)
 
 
-def read(path: Path, definitions: Mapping[str, Definition]) -> dict[Key, Curves]:
-    """Read the curves of the tasks with these definitions; there are none in a file that does not exist."""
+def read(path: Path, definitions: Mapping[str, Definition] | None = None) -> dict[Key, Curves]:
+    """Read the curves of all tasks, or of those with these definitions; a file that does not exist has none."""
     if not path.exists():
         return {}
     fields: dict[Key, dict] = {}
     arrays = loc.weights.read_arrays(path)
-    same = [task for task, x in definitions.items() if np.array_equal(x, arrays.get(f"definition|{task}", ()))]
+    stored = {key.removeprefix("definition|"): arrays.pop(key) for key in list(arrays) if key.startswith("definition|")}
     for key, array in arrays.items():
         name, task, *rest = key.split("|")
-        if not rest or task not in same:
+        if definitions is not None and not np.array_equal(definitions.get(task, ()), stored.get(task, ())):
             continue
         horizon, field = rest
         value = float(f"{array[0]:.6g}") if field == "rate" else array.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Draw the figure of the first page of the documentation from the curves of the repository.
+"""Draw the figure of the first page of the documentation, for light and dark pages, from the curves of the repository.
 
 Run: `python -m benchmarks.suite.overview`.
 """
@@ -29,7 +29,7 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axis, task in zip(figure.subplots(2, 5).flat, tasks, strict=True):
         for name, (label, color) in SHOWN.items():
-            curve = found[name, task, HORIZON].curve
+            curve = found[name, task, HORIZON].curve[:, ::5]
             steps = HORIZON * np.arange(1, curve.shape[1] + 1) / curve.shape[1]
             axis.plot(steps, np.median(curve, axis=0), color=color, label=label)
             axis.fill_between(steps, curve.min(axis=0), curve.max(axis=0), color=color, alpha=0.2, linewidth=0)
@@ -43,8 +43,14 @@ def draw(path: Path) -> None:
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("smoothed training loss", fontsize=10)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, transparent=path.suffix == ".svg")
 
 
 if __name__ == "__main__":
-    draw(FOLDER / "docs" / "assets" / "suite.png")
+    from matplotlib.pyplot import style
+
+    assets = FOLDER / "docs" / "assets"
+    draw(assets / "suite.png")
+    draw(assets / "suite-light.svg")
+    with style.context("dark_background"):
+        draw(assets / "suite-dark.svg")
