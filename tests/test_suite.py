@@ -273,7 +273,7 @@ def test_fashion_mnist_is_in_the_order_of_learned_optimization():
     train = dataset.splits["train"]
     assert train.images.shape == (48_000, 28, 28)
     assert train.labels[:10].tolist() == [2, 1, 8, 4, 1, 9, 2, 2, 0, 2]
-    small, large = data.read("fashion_8x8", REAL).splits["train"].images[5], np.float32(train.images[5])
+    small, large = np.asarray(data.read("fashion_8x8", REAL).splits["train"].images)[5], np.float32(train.images[5])
     # The output at (2, 3) is at the positions 8.25 and 11.75.
     rows = 0.75 * large[8] + 0.25 * large[9]
     np.testing.assert_allclose(small[2, 3], 0.25 * rows[11] + 0.75 * rows[12], rtol=1e-6)
