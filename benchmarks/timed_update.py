@@ -22,6 +22,13 @@ def small_fc_lopt(hidden_size: int, hidden_layers: int) -> optax.GradientTransfo
     return loc.optimizers.as_optax(optimizer)
 
 
+def with_length(optimizer, num_steps: int = 1000) -> optax.GradientTransformation:
+    """An optimizer that needs the length of training, as a transformation that knows it."""
+    transformation = loc.optimizers.as_optax(optimizer)
+    update = lambda grads, state, params: transformation.update(grads, state, params, num_steps=num_steps)  # noqa: E731
+    return optax.GradientTransformation(transformation.init, update)
+
+
 class TimedUpdate:
     """One compiled `update` + `apply_updates` with parameters and state donated."""
 
