@@ -1,5 +1,7 @@
 """Train a small network with a pretrained optimizer: what a release must do where only its wheel is installed."""
 
+# ruff: noqa: E402
+
 import time
 
 start = time.perf_counter()
