@@ -43,4 +43,4 @@ from .pipeline import Pipeline as Pipeline
 from .steps import AbstractStepRule as AbstractStepRule
 from .tasks import AbstractTask as AbstractTask
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

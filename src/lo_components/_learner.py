@@ -33,6 +33,14 @@ def theta(learner: Learner) -> PyTree:
     - `learner`: an optimizer or an aggregator.
 
     **Returns:** the learner with everything else replaced by `None`.
+
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.small_fc_lopt(key=jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(loc.theta(learner)))
+    197
+    ```
     """
     return partition(learner)[0]
 

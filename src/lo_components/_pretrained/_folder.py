@@ -28,6 +28,14 @@ class Pretrained:
     **Arguments:**
 
     - `folder`: the folder; `~` is the home folder.
+
+    **Example:**
+
+    ```pycon
+    >>> loc.pretrained.names()[-1]
+    'residual_muon'
+    >>> optimizer = loc.as_optax(loc.pretrained("residual_muon"))
+    ```
     """
 
     folder: str | Path

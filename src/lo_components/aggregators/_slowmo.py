@@ -26,6 +26,14 @@ class SlowMo(AbstractMaskedAggregator[PyTree[Float[Array, "..."]]]):
 
     Raises `ValueError` if `momentum` is negative, or at least 1.
 
+    **Example:**
+
+    ```pycon
+    >>> rounds = loc.unroll.LocalRound(num_workers=8, local_steps=4, local_optimizer=optax.sgd(0.01))
+    >>> task, slowmo = loc.tasks.Quadratic(start=jnp.ones(4)), loc.aggregators.SlowMo(momentum=0.5)
+    >>> curves = loc.meta.evaluate(slowmo, task, num_steps=20, inner_step=rounds, key=jax.random.key(0))
+    ```
+
     ??? cite "Source"
         Wang et al., *SlowMo: Improving Communication-Efficient Distributed SGD with Slow Momentum* (arXiv 1910.00643),
         algorithm 1.

@@ -13,6 +13,14 @@ def digits() -> ImageDataset:
     297 in `"test"`.
 
     Raises `ImportError` if scikit-learn is not installed.
+
+    **Example:**
+
+    ```pycon
+    >>> digits = loc.data.digits()
+    >>> digits.splits["train"].images.shape, digits.splits["test"].labels.shape
+    ((1500, 8, 8), (297,))
+    ```
     """
     # Only the file is needed: importing scikit-learn takes longer than everything else here.
     package = importlib.util.find_spec("sklearn")

@@ -36,6 +36,14 @@ def PES(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Options])
 
     **Returns:** an evolution strategy with `PersistentNoise(1)`.
 
+    **Example:**
+
+    ```pycon
+    >>> unroll = loc.unroll.TruncatedUnroll(loc.tasks.Quadratic(start=jnp.ones(4)), horizon=100, window=20)
+    >>> loc.estimators.PES(unroll, num_pairs=4, std=0.05).num_pairs
+    4
+    ```
+
     ??? cite "Source"
         Vicol, Metz & Sohl-Dickstein, *Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent
         Evolution Strategies* (arXiv 2112.13835), equation 9 and algorithm 2.
@@ -85,6 +93,14 @@ def ESSingle(unroll: TruncatedUnroll, num_pairs: int = 8, **options: Unpack[Opti
     - `options`: the keyword arguments of [`lo_components.estimators.EvolutionStrategy`][], for instance `std`.
 
     **Returns:** an evolution strategy with `PersistentNoise(None)`.
+
+    **Example:**
+
+    ```pycon
+    >>> unroll = loc.unroll.TruncatedUnroll(loc.tasks.Quadratic(start=jnp.ones(4)), horizon=100, window=20)
+    >>> loc.estimators.ESSingle(unroll, num_pairs=4, std=0.05).num_pairs
+    4
+    ```
 
     ??? cite "Source"
         Vicol, *Low-Variance Gradient Estimation in Unrolled Computation Graphs with ES-Single* (arXiv 2304.11153);

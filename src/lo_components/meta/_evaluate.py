@@ -134,6 +134,15 @@ def evaluate(
     Raises `ValueError` if a size is below 1, if `metrics_every` is given without `splits`, for an unknown split, or if
     the stream ends or is not for this task; `TypeError` if the task has no metrics, if `inner_step` does not take this
     kind of learner, or if there is a stream inside [`lo_components.meta.sweep`][]. Errors of the stream propagate.
+
+    **Example:**
+
+    ```pycon
+    >>> task, adam = loc.tasks.Quadratic(start=jnp.ones(4)), loc.OptaxOptimizer(optax.adam, 0.1)
+    >>> curves = loc.meta.evaluate(adam, task, num_steps=30, num_seeds=2, key=jax.random.key(0))
+    >>> curves.losses.shape
+    (2, 30)
+    ```
     """
     seeds_at_once = num_seeds if seeds_at_once is None else seeds_at_once
     sizes = dict(num_steps=num_steps, num_seeds=num_seeds, seeds_at_once=seeds_at_once, metrics_every=metrics_every)

@@ -86,6 +86,16 @@ def meta_train(
     run with another configuration, `key`, initial theta, meta-optimizer, data or constants; `CheckpointError` if the
     folder has checkpoints but none is usable; `SystemExit` after SIGTERM; `KeyboardInterrupt` after SIGINT. Errors
     of `callback`, of `stream` and in writing a checkpoint propagate.
+
+    **Example:**
+
+    ```pycon
+    >>> unroll = loc.unroll.TruncatedUnroll(loc.tasks.Quadratic(start=jnp.ones(4)), horizon=10, window=5)
+    >>> sgd, pes = loc.OptaxOptimizer(optax.sgd, jnp.float32(0.1)), loc.estimators.PES(unroll, std=0.01)
+    >>> learner = loc.meta.meta_train(sgd, pes, num_steps=50, progress=None, key=jax.random.key(0))
+    >>> learner.hyperparameters["learning_rate"] > 0.1
+    Array(True, dtype=bool)
+    ```
     """
     if num_steps < 1 or log_every < 1:
         raise ValueError(f"`num_steps` and `log_every` must be at least 1, got {num_steps} and {log_every}.")

@@ -83,12 +83,6 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     task of equal shapes, do not count. The last 16 programs are kept, except those that call back into Python, such as
     by `jax.pure_callback`.
 
-    ```python
-    rates = jnp.logspace(-4, -1, 7)
-    adam = lambda rate: evaluate(OptaxOptimizer(optax.adam, rate), task, num_steps=1000, key=key)
-    best = sweep(adam, rates).best()
-    ```
-
     Hyperparameters are traced, so the learner, the inner step or the task must accept them as arrays, and they cannot
     change shapes.
 
@@ -102,6 +96,16 @@ def sweep(run: Callable[[Any], Evaluation], grid: PyTree, *, at_once: int | None
     **Returns:** the grid and its curves; `.best()` chooses among them.
 
     Raises `ValueError` if the arrays of `grid` are not vectors of one length, or if `at_once` is below 1.
+
+    **Example:**
+
+    ```pycon
+    >>> task, key = loc.tasks.Quadratic(start=jnp.ones(4)), jax.random.key(0)
+    >>> sgd = lambda rate: loc.meta.evaluate(loc.OptaxOptimizer(optax.sgd, rate), task, num_steps=20, key=key)
+    >>> best = loc.meta.sweep(sgd, jnp.array([0.01, 0.1, 3.0])).best()
+    >>> print(best.configuration)
+    0.1
+    ```
     """
     grid = jax.tree.map(jnp.asarray, grid)
     shapes = {x.shape for x in jax.tree.leaves(grid)}

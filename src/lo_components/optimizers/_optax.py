@@ -24,6 +24,15 @@ class OptaxOptimizer(AbstractOptimizer[optax.OptState]):
     Two such optimizers are never equal, so JAX compiles again for each.
 
     The context's `loss` is passed to optax as the extra argument `value`, and `num_steps` as `num_steps`.
+
+    **Example:**
+
+    ```pycon
+    >>> constant = loc.OptaxOptimizer(optax.adam, 1e-3, b1=0.95)
+    >>> learned = loc.OptaxOptimizer(optax.adam, jnp.float32(1e-3))
+    >>> len(jax.tree.leaves(loc.theta(constant))), len(jax.tree.leaves(loc.theta(learned)))
+    (0, 1)
+    ```
     """
 
     transformation: Transformation | Callable[..., Transformation] = eqx.field(static=True)
@@ -160,6 +169,14 @@ def as_optax(optimizer: AbstractOptimizer) -> optax.GradientTransformationExtraA
     To differentiate with respect to the meta-parameters, build the transformation inside the differentiated function.
 
     Raises `TypeError` if `optimizer` is not an optimizer, and `ValueError` in `update` if `params` is missing.
+
+    **Example:**
+
+    ```pycon
+    >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), loc.as_optax(loc.pretrained("mulo")))
+    >>> params = {"weight": jnp.ones((4, 3)), "bias": jnp.zeros(4)}
+    >>> updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    ```
     """
     optimizer = as_optimizer(optimizer)
 

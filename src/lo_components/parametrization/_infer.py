@@ -66,6 +66,15 @@ def infer_widths(
     returns no arrays or does not depend on the width, if `axes` or `roles` do not fit the model, or if an array is
     ambiguous: one with axes that grow at different rates, one used in two places (tied weights), or one that must be
     declared by `axes`. Raises `ValueError` for a `WeightNorm` or `SpectralNorm` around a readout.
+
+    **Example:**
+
+    ```pycon
+    >>> build = lambda width: eqx.nn.MLP(64, 10, width_size=width, depth=2, key=jax.random.key(0))
+    >>> widths = loc.parametrization.infer_widths(build, base=32, delta=64, target=128)
+    >>> [layer.weight.role for layer in widths.layers]
+    ['input', 'hidden', 'output']
+    ```
     """
     if base == delta or min(base, delta, target) < 1:
         raise ValueError(

@@ -27,6 +27,14 @@ class MuP(AbstractParametrization):
     - `input_mult`, `output_mult`, `hidden_mult`: hyper-multipliers; 1 for learned optimizers, tuned for muAdam.
     - `bias_std`: standard deviation of the initial biases; the muLO paper's networks use 1.
 
+    **Example:**
+
+    ```pycon
+    >>> hidden = loc.parametrization.WidthSpec((256, 256), "hidden", fan_in=256, fan_in_mult=4.0)
+    >>> loc.parametrization.MuP().update_scale(hidden, loc.parametrization.SCALE_FREE)
+    0.25
+    ```
+
     ??? cite "Source"
         Yang et al., *Tensor Programs V* (arXiv 2203.03466), table 8; muLO (arXiv 2406.00153), section 4.1.
     """

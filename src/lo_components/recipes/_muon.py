@@ -72,6 +72,14 @@ def residual_muon(
     - `key`: for the initial weights.
 
     **Returns:** the optimizer, which is `rms_muon` until it is meta-trained.
+
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.residual_muon(4e-3, key=jax.random.key(0))
+    >>> learner.schedule
+    WarmUpAndDecay(peak=0.004, warm_up=0.05)
+    ```
     """
     matrices_key, vectors_key, controller_key = jax.random.split(key, 3)
     count = len(_DECAYS)

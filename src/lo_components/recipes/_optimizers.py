@@ -17,6 +17,14 @@ def small_fc_lopt(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedOp
     - `key`: for the initial weights.
     - `options`: see [`lo_components.recipes.Options`][]; `hidden_size` is 4 by default, as in the original.
 
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.small_fc_lopt(hidden_layers=1, key=jax.random.key(0))
+    >>> [weight.shape for weight in learner.pipeline.head.weights]
+    [(39, 4), (4, 2)]
+    ```
+
     ??? cite "Source"
         `AdafacMLPLOpt` of google/learned_optimization; described in Metz et al., *Practical tradeoffs between memory,
         compute, and performance in learned optimizers* (arXiv 2203.11860).
@@ -35,6 +43,14 @@ def mulo(*, key: PRNGKeyArray, **options: Unpack[Options]) -> LearnedOptimizer:
 
     - `key`: for the initial weights.
     - `options`: see [`lo_components.recipes.Options`][]; `step_mult` is 0.01 by default.
+
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.mulo(hidden_size=8, key=jax.random.key(0))
+    >>> learner.pipeline.step_rule.step_mult
+    0.01
+    ```
 
     ??? cite "Source"
         Thérien et al., *muLO: Compute-Efficient Meta-Generalization of Learned Optimizers* (arXiv 2406.00153).

@@ -40,6 +40,14 @@ def mlp_classification(
 
     Raises `ValueError` if `base_in_size` is below 1.
 
+    **Example:**
+
+    ```pycon
+    >>> task = loc.tasks.mlp_classification(loc.data.digits(), width=32, depth=1, batch_size=16)
+    >>> [layer.weight.shape for layer in task.init(key=jax.random.key(0)).layers]
+    [(32, 64), (10, 32)]
+    ```
+
     ??? cite "Source"
         muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
         LAgg-A (arXiv 2312.02204): two layers of 128 on Fashion-MNIST, three on ImageNet 32x32.

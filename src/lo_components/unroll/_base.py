@@ -108,6 +108,14 @@ class TruncatedUnroll(eqx.Module):
 
     Raises `TypeError` if `horizon` is neither an integer nor a horizon, and `ValueError` if `horizon` or `window` is
     below 1 or `window` is not an integer.
+
+    **Example:**
+
+    ```pycon
+    >>> task = loc.tasks.Quadratic(start=jnp.ones(4))
+    >>> horizon = loc.unroll.LogUniformHorizon(100, 1000)
+    >>> unroll = loc.unroll.TruncatedUnroll(task, horizon, window=50)
+    ```
     """
 
     task: AbstractTask | AbstractTaskFamily

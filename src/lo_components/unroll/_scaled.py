@@ -23,6 +23,16 @@ def scaled_for(task: AbstractTask, learner: LearnerT, params: Params) -> Learner
     - `task`: gives the widths and the parametrization.
     - `learner`: an optimizer or an aggregator, whose update rules determine the scales.
     - `params`: the task's parameters; only their structure and shapes matter.
+
+    **Example:**
+
+    ```pycon
+    >>> mup, digits = loc.parametrization.MuP(), loc.data.digits()
+    >>> task = loc.tasks.mlp_classification(digits, width=128, depth=2, parametrization=mup)
+    >>> learner = loc.unroll.scaled_for(task, loc.pretrained("mulo"), task.init(key=jax.random.key(0)))
+    >>> learner.scales.layers[1].weight
+    0.0078125
+    ```
     """
     return learner if task.widths is None else _scaled(learner, params, task.widths, task.parametrization)
 

@@ -22,6 +22,15 @@ def save(path: str | Path, learner: eqx.Module, *, card: Mapping[str, Any] = {})
 
     Raises `TypeError` if `learner` is not a module, and `ValueError` if a file cannot hold one of its fields, which the
     error names, if two of its classes or arrays have the same name, or if JSON cannot hold the card.
+
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.mulo(key=jax.random.key(0))
+    >>> loc.weights.save("mulo.safetensors", learner, card={"meta-trained on": "nothing yet"})
+    >>> loc.weights.card("mulo.safetensors")
+    {'meta-trained on': 'nothing yet'}
+    ```
     """
     if not isinstance(learner, eqx.Module):
         raise TypeError(f"`learner` must be an Equinox module, such as the result of a recipe; got {learner!r}.")
@@ -50,6 +59,15 @@ def load(path: str | Path, *, classes: Sequence[type] = ()) -> Any:
     Raises `CheckpointError` if the file is truncated, differs in any byte from the one that was written, names a class
     that is neither in this library nor in `classes`, or does not describe a learner; `TypeError` if one of `classes` is
     not a concrete dataclass; `ValueError` if two of them have the same name.
+
+    **Example:**
+
+    ```pycon
+    >>> learner = loc.recipes.mulo(key=jax.random.key(0))
+    >>> loc.weights.save("mulo.safetensors", learner)
+    >>> bool(eqx.tree_equal(loc.weights.load("mulo.safetensors"), learner))
+    True
+    ```
     """
     own = by_name(classes)
     arrays, metadata = read(Path(path).expanduser())
