@@ -12,14 +12,15 @@ from . import curves
 FOLDER = Path(__file__).parents[2]
 CURVES = curves.BASELINES.with_name("curves.npz")
 HORIZON = 1000
+# A label, and its colors on a light and on a dark page.
 SHOWN = {
-    "adamw": ("AdamW, rate tuned on each task", "#D55E00"),
-    "muon": ("Muon, rate tuned on each task", "#7F7F7F"),
-    "residual_muon": ("residual_muon, one rate for all tasks", "#0072B2"),
+    "adamw": ("AdamW, rate tuned on each task", "#D55E00", "#F0A030"),
+    "muon": ("Muon, rate tuned on each task", "#7F7F7F", "#C0C0C0"),
+    "residual_muon": ("residual_muon, one rate for all tasks", "#0072B2", "#5FC4FF"),
 }
 
 
-def draw(path: Path) -> None:
+def draw(path: Path, dark: bool = False) -> None:
     """Save a panel for each task: the medians of the smoothed training losses, and their range over seeds."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -28,7 +29,8 @@ def draw(path: Path) -> None:
     tasks = list(dict.fromkeys(task for _, task, _ in found))
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axis, task in zip(figure.subplots(2, 5).flat, tasks, strict=True):
-        for name, (label, color) in SHOWN.items():
+        for name, (label, *colors) in SHOWN.items():
+            color = colors[dark]
             curve = found[name, task, HORIZON].curve[:, ::5]
             steps = HORIZON * np.arange(1, curve.shape[1] + 1) / curve.shape[1]
             axis.plot(steps, np.median(curve, axis=0), color=color, label=label)
@@ -53,4 +55,4 @@ if __name__ == "__main__":
     draw(assets / "suite.png")
     draw(assets / "suite-light.svg")
     with style.context("dark_background"):
-        draw(assets / "suite-dark.svg")
+        draw(assets / "suite-dark.svg", dark=True)
