@@ -32,7 +32,7 @@ SEARCHES = {
     "as_optax": "api/optimizers/",
     "meta_train": "api/meta/",
     "residual_muon": "api/recipes/",
-    "loc.pretrained": "api/pretrained/",
+    "loc.pretrained": "pretrained/",
     "loc.weights.save": "api/weights/",
     "lo_components.features.Gradient": "api/features/",
 }
