@@ -52,4 +52,4 @@ def test_outputs_are_those_of_one_complete_run(name):
 
 def test_navigation_lists_every_notebook():
     navigation = (FOLDER.parents[1] / "mkdocs.yml").read_text()
-    assert all(f"notebooks/{name}.ipynb" in navigation for name in SMALL)
+    assert all(f"notebooks/{name}.md" in navigation for name in SMALL)
