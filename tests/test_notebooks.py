@@ -21,7 +21,7 @@ def _code_cells(name: str) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-@pytest.mark.usefixtures("quick_compilation", "standard_promotion")
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", SMALL)
 def test_notebook_runs(name, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
@@ -52,4 +52,4 @@ def test_outputs_are_those_of_one_complete_run(name):
 
 def test_navigation_lists_every_notebook():
     navigation = (FOLDER.parents[1] / "mkdocs.yml").read_text()
-    assert all(f"notebooks/{name}.ipynb" in navigation for name in SMALL)
+    assert all(f"notebooks/{name}.md" in navigation for name in SMALL)
