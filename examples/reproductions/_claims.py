@@ -376,7 +376,7 @@ CLAIMS = [
         "lagg_rounds.py",
         fewer(
             ["H = 4", "H = 8", "H = 16", "width 128", "CNN", "CIFAR-10"],
-            ["LAgg-A", "pooled LAgg-A"],
+            ["LAgg-A", "LAgg-A, muP", "pooled LAgg-A", "pooled LAgg-A, muP"],
             ["outer Nesterov"],
             1.0,
         ),
