@@ -26,20 +26,15 @@ INPUTS = 64  # 8x8 pixels, the base of muP
 RATE = 4e-3
 
 
-def shrunk(images) -> np.ndarray:
-    """Gray images of 8x8 pixels."""
-    images = np.asarray(images, np.float32)
-    return loc.data.pooled(images.mean(-1) if images.ndim == 4 else images, 8)
-
-
-def images(name: str, folder: Path | None):
+def images(name: str, folder: Path | None, pixels: int = 8):
+    """Gray images of `pixels` x `pixels`; without a folder, digits."""
     if folder is None:
         return loc.data.digits()
     read = {"fashion_mnist": loc.data.fashion_mnist, "cifar10": loc.data.cifar10}[name]
     train = read(folder / name).splits["train"]
-    return loc.data.image_dataset(
-        {"train": (shrunk(train.images), np.asarray(train.labels))}, num_classes=10, name=name
-    )
+    gray = np.asarray(train.images, np.float32)
+    gray = loc.data.pooled(gray.mean(-1) if gray.ndim == 4 else gray, pixels)
+    return loc.data.image_dataset({"train": (gray, np.asarray(train.labels))}, num_classes=10, name=name)
 
 
 def teacher(size: int = 4000, seed: int = 1):
@@ -54,11 +49,14 @@ def teacher(size: int = 4000, seed: int = 1):
     return loc.data.image_dataset({"train": arrays}, num_classes=10, name="teacher")
 
 
+def mlp(data, width: int, depth: int, batch_size: int = 64):
+    return loc.tasks.mlp_classification(
+        data, width=width, depth=depth, base_in_size=INPUTS, batch_size=batch_size, **BASE
+    )
+
+
 def tasks(folder: Path | None) -> dict:
     """The four tasks of meta-training, by name."""
-    mlp = lambda data, width, depth: loc.tasks.mlp_classification(  # noqa: E731
-        data, width=width, depth=depth, base_in_size=INPUTS, batch_size=64, **BASE
-    )
     text = loc.data.python_docs(length=17)
     return {
         "Fashion-MNIST, 8x8, MLP 32-32": mlp(images("fashion_mnist", folder), 32, 2),

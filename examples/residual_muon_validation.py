@@ -15,30 +15,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from residual_muon import BASE, INPUTS, RATE, kept_part
+from residual_muon import BASE, RATE, images, kept_part, mlp
 
 import lo_components as loc
 
 
-def gray(folder: Path | None, pixels: int):
-    if folder is None:
-        return loc.data.digits()
-    train = loc.data.cifar10(folder / "cifar10").splits["train"]
-    images = loc.data.pooled(np.asarray(train.images, np.float32).mean(-1), pixels)
-    return loc.data.image_dataset({"train": (images, np.asarray(train.labels))}, num_classes=10, name="CIFAR-10, gray")
-
-
 def tasks(folder: Path | None) -> dict:
     """By name: a task and its number of steps."""
-    large, small = gray(folder, 32), gray(folder, 16)
-    mlp = lambda data, width, depth: loc.tasks.mlp_classification(  # noqa: E731
-        data, width=width, depth=depth, base_in_size=INPUTS, batch_size=128, **BASE
-    )
+    large, small = (images("cifar10", folder, pixels) for pixels in (32, 16))
     text = loc.data.python_docs(length=33)
     language = dict(width=64, depth=2, heads=4, positions=True, batch_size=16)
     return {
-        "32x32, MLP 128-128": (mlp(large, 128, 2), 500),
-        "16x16, MLP 64-64-64": (mlp(small, 64, 3), 500),
+        "32x32, MLP 128-128": (mlp(large, 128, 2, batch_size=128), 500),
+        "16x16, MLP 64-64-64": (mlp(small, 64, 3, batch_size=128), 500),
         "16x16, CNN": (loc.tasks.cnn_classification(small, width=16, depth=2, batch_size=64, **BASE), 500),
         "transformer of width 64": (loc.tasks.language_modeling(text, **language, **BASE), 1000),
     }
