@@ -1,5 +1,8 @@
 """Muon with updates of root mean square 1, and its learned relative."""
 
+import runpy
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from lo_components import recipes
+from lo_components import partition, recipes
 from lo_components.optimizers import StepContext
 
 RNG = np.random.default_rng(0)
@@ -92,3 +95,15 @@ def test_the_learned_correction_changes_the_direction():
     for found, begin in zip(_updates(changed)[1:], _updates(RESIDUAL)[1:], strict=True):
         assert not np.allclose(found["matrix"], begin["matrix"], atol=1e-3)
         np.testing.assert_array_equal(found["bias"], begin["bias"])
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.25, 1.0])
+def test_the_part_that_is_kept_lies_between_the_initial_and_the_learned_optimizer(kept):
+    kept_part = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "residual_muon.py"))["kept_part"]
+    start = recipes.residual_muon(0.004, key=jax.random.key(0))
+    theta, constants = partition(start)
+    learned = eqx.combine(jax.tree.map(lambda x: x + 1.0, theta), constants)
+    found = partition(kept_part(start, learned, kept))
+    assert eqx.tree_equal(found[1], constants)
+    for first, last in zip(jax.tree.leaves(theta), jax.tree.leaves(found[0]), strict=True):
+        np.testing.assert_allclose(last, first + kept, rtol=1e-6)

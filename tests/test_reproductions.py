@@ -255,3 +255,16 @@ def test_verdicts_come_from_results(tmp_path):
 def test_the_page_has_the_results_that_there_are():
     section = _page.BEGIN + _page.section() + _page.END
     assert section in _page.PAGE.read_text(), "run `python examples/reproductions/_page.py --write`"
+
+
+def test_linear_decay_scales_updates_from_one_to_zero(standard_promotion):
+    plain = _optimizers.Optimizer(lambda steps: (loc.OptaxOptimizer(optax.sgd, 1.0), GradientStep()), "sgd")
+    decayed = _optimizers.with_linear_decay(plain)
+    learner, _ = decayed.make(4)
+    params = {"w": jnp.ones(1)}
+    state, factors = learner.init(params), []
+    for _ in range(5):
+        updates, state = learner.update(params, state, params)
+        factors.append(-float(updates["w"][0]))
+    np.testing.assert_allclose(factors, [1.0, 0.75, 0.5, 0.25, 0.0], atol=1e-6)
+    assert decayed.identity != plain.identity
