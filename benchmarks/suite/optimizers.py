@@ -110,10 +110,6 @@ def _matrices(params: Any) -> Any:
     )
 
 
-def _by_rank(params: Any) -> Any:
-    return jax.tree.map(lambda p: RuleByRank(ORTHOGONALIZED, SCALE_FREE), params)
-
-
 def adam(rate: Rate, horizon: int) -> loc.OptaxOptimizer:
     """Adam at a constant learning rate."""
     return loc.OptaxOptimizer(optax.adam, rate)
@@ -129,7 +125,7 @@ def muon(rate: Rate, horizon: int) -> loc.OptaxOptimizer:
 
     The factor 0.2 sqrt(max(in, out)) of Liu et al. (arXiv 2502.16982) lets both parts have the same learning rate.
     """
-    return loc.OptaxOptimizer(_muon, rate, horizon, update_rule=_by_rank)
+    return loc.OptaxOptimizer(_muon, rate, horizon, update_rule=RuleByRank(matrices=ORTHOGONALIZED, vectors=SCALE_FREE))
 
 
 BASELINES = {
