@@ -21,7 +21,7 @@ from lo_components.estimators import ESSingle, Mixture
 from lo_components.parametrization import MuP
 from lo_components.unroll import LogLoss, LogUniformHorizon, TruncatedUnroll
 
-BASE = dict(parametrization=MuP(), base_width=32)
+BASE = dict(parametrization=MuP(bias_std=0.0), base_width=32)
 INPUTS = 64  # 8x8 pixels, the base of muP
 RATE = 4e-3
 

@@ -13,7 +13,6 @@ import optax
 
 import lo_components as loc
 from lo_components.optimizers import Partitioned, Scheduled
-from lo_components.parametrization import MuP
 from lo_components.schedules import OptaxSchedule
 
 from .optimizers import Optimizer, warm_up_and_cosine
@@ -40,7 +39,7 @@ residual_muon_tuned = Optimizer(
     _RATES,
     residual_muon.growth,
 )
-rms_muon = Optimizer("rms_muon", lambda rate, horizon: loc.recipes.rms_muon(rate), _RATES, Growth(MuP()))
+rms_muon = Optimizer("rms_muon", lambda rate, horizon: loc.recipes.rms_muon(rate), _RATES, residual_muon.growth)
 mulo_s, mulo_m, lo_s, lo_m = map(_as_it_is, ("mulo_s", "mulo_m", "lo_s", "lo_m"))
 
 
