@@ -161,6 +161,7 @@ OPTIMIZERS = {
 }
 WIDE = {
     "mlp": dict(widths=(64, 256, 1024, 2048), num_steps=10, num_seeds=3, depth=3),
+    "autoencoder": dict(widths=(64, 256, 1024), num_steps=5, num_seeds=3),
     "cnn": dict(widths=(64, 128, 256), num_steps=5, num_seeds=3),
     # At width 64 the first stage has 32 channels, 4 per normalization group: too few to be near the limit.
     "resnet": dict(widths=(128, 256), num_steps=5, num_seeds=3),
@@ -207,7 +208,7 @@ def test_with_batch_norm_a_resnet_is_near_its_limit_from_narrow_widths_with_sgd(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(set(OPTIMIZERS) - {"orthogonalized"}))
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", sorted(set(WIDE) - {"autoencoder"}))  # its gradients are too small for SGD
 def test_wide_networks_under_sp(name, optimizer):
     _, under_sp, _ = OPTIMIZERS[optimizer]
     check = coordinate_check(name, SP(), under_sp, seed=0, **(WIDE[name] | dict(num_steps=3)))

@@ -232,6 +232,7 @@ RECREATED = {
     "CNN": lambda s: tasks.cnn_classification(images(s, channels=(3,)), width=4, depth=2),
     "ResNet": lambda s: tasks.resnet_classification(images(s, 8, (3,)), blocks=[1, 1], width=16),
     "ViT": lambda s: tasks.vit_classification(images(s, 8, (3,)), patch_size=4, width=4, depth=1, heads=1),
+    "autoencoder": lambda s: tasks.image_autoencoding(images(s), width=4),
     "language model": lambda s: tasks.language_modeling(tokens(s), width=4, depth=1, heads=1, dropout=0.1),
     "streamed": lambda s: tasks.Streamed(mlp(s), 2),
     "augmented": lambda s: tasks.Reparametrized(tasks.ReducedBatch(mlp(s))),

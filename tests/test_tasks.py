@@ -15,6 +15,7 @@ from lo_components.tasks import (
     LinearRegression,
     Quadratic,
     cnn_classification,
+    image_autoencoding,
     language_modeling,
     mlp_classification,
     resnet_classification,
@@ -174,9 +175,10 @@ def toy_tokens():
         cnn_classification(small_images(), width=4, batch_size=2),
         resnet_classification(small_images(), blocks=(1,), width=8, norm=BatchNorm, batch_size=2),
         vit_classification(small_images(), patch_size=2, width=4, depth=1, heads=2, batch_size=2),
+        image_autoencoding(small_images(), width=4, batch_size=2),
         language_modeling(toy_tokens(), width=4, depth=1, positions=True, dropout=0.1, batch_size=2),
     ],
-    ids=["cnn", "resnet", "vit", "lm"],
+    ids=["cnn", "resnet", "vit", "autoencoder", "lm"],
 )
 def test_every_kind_of_task_has_a_finite_loss_and_gradients_with_a_scale_each(task):
     params = task.init(key=KEY)
@@ -184,6 +186,18 @@ def test_every_kind_of_task_has_a_finite_loss_and_gradients_with_a_scale_each(ta
     loss, grads = jax.jit(jax.value_and_grad(lambda p: task.loss(p, task.batch(key=KEY), key=KEY)))(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert 0 < loss < task.max_loss
+
+
+def test_an_autoencoder_is_compared_with_pixels_from_0_to_1():
+    task = image_autoencoding(small_images(), width=4, batch_size=3)
+    params = jax.tree.map(jnp.zeros_like, task.init(key=KEY))  # all outputs are 1/2
+    pixels = np.asarray(small_images().splits["train"].images) / np.max(small_images().splits["train"].images)
+    np.testing.assert_allclose(
+        task.metrics(params, split="train", key=KEY)["loss"], np.mean((pixels - 0.5) ** 2), rtol=1e-5
+    )
+    batch = task.batch(key=KEY)
+    np.testing.assert_allclose(task.loss(params, batch, key=KEY), np.mean((batch[0] - 0.5) ** 2), rtol=1e-5)
+    assert [layer.weight.shape for layer in params.layers] == [(4, 48), (1, 4), (4, 1), (48, 4)]
 
 
 def test_the_loss_of_a_language_model_leaves_padding_out():

@@ -177,6 +177,8 @@ def test_the_product_of_patches_is_the_convolution(size, kernel_size, stride):
     ("build", "message"),
     [
         (lambda: nn.TransformerLM(9, width=9, depth=1, heads=2, key=KEY), "`width` must be a multiple of `heads`"),
+        (lambda: nn.Autoencoder(9, width=6, key=KEY), "`width` must be a multiple of 4"),
+        (lambda: nn.Autoencoder(9, width=8, base_width=2, key=KEY), "`base_width` must be a multiple of 4"),
         (lambda: nn.ViT((7, 8), 2, patch_size=4, width=4, depth=1, heads=1, key=KEY), "multiple of `patch_size`"),
         (lambda: nn.ResNet(3, 2, width=96, key=KEY), "`width` must be a multiple of 8 channels times 8"),
         (lambda: nn.CNN(3, 2, width=7, key=KEY), "must be even"),

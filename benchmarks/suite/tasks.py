@@ -16,7 +16,7 @@ import lo_components as loc
 from lo_components.parametrization import SP, AbstractParametrization, Axis
 
 from . import data
-from .models import Autoencoder, Autoencoding, NormalizedMLP
+from .models import NormalizedMLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,9 @@ def normalized_mlp(dataset, growth, *, width, depth, batch_size):
 
 
 def autoencoder(dataset, growth, *, width, batch_size):
-    build = eqx.Partial(_built, Autoencoder, (_inputs(dataset, growth),), dict(width=width, **_common(growth)))
-    return Autoencoding(loc.tasks.ImageClassification(dataset, build, batch_size=batch_size))
+    return loc.tasks.image_autoencoding(
+        dataset, width=width, base_in_size=growth.base_in_size, batch_size=batch_size, **_common(growth)
+    )
 
 
 def cnn(dataset, growth, **sizes):

@@ -1,5 +1,6 @@
 """Models to train, built from layers that take a parametrization."""
 
+from ._autoencoder import Autoencoder as Autoencoder
 from ._cnn import CNN as CNN
 from ._layers import AbstractLayer as AbstractLayer
 from ._layers import AbstractWeightLayer as AbstractWeightLayer

@@ -9,8 +9,9 @@ from jaxtyping import PRNGKeyArray
 
 from .._types import typechecked
 from ..data import ImageDataset, TokenDataset
-from ..nn import CNN, MLP, BatchNorm, GroupNorm, ResNet, TransformerLM, ViT
+from ..nn import CNN, MLP, Autoencoder, BatchNorm, GroupNorm, ResNet, TransformerLM, ViT
 from ..parametrization import SP, AbstractParametrization, Axis
+from ._autoencoding import Autoencoding
 from ._language import LanguageModeling
 from ._supervised import ImageClassification
 
@@ -52,13 +53,8 @@ def mlp_classification(
         muLO (arXiv 2406.00153), appendix D: three hidden layers, widths 128 to 8192, batch 4096, ImageNet and CIFAR-10.
         LAgg-A (arXiv 2312.02204): two layers of 128 on Fashion-MNIST, three on ImageNet 32x32.
     """
-    if base_in_size is not None and base_in_size < 1:
-        raise ValueError(f"`base_in_size` must be at least 1, got {base_in_size}.")
-    pixels = math.prod(dataset.image_shape)
-    in_size = Axis.fixed(pixels) if base_in_size is None else Axis.growing(pixels, base_in_size)
-
     sizes = dict(width=width, depth=depth, parametrization=parametrization, base_width=base_width)
-    build = _build(MLP, (in_size, dataset.num_classes), sizes)
+    build = _build(MLP, (_pixels(dataset, base_in_size), dataset.num_classes), sizes)
     return ImageClassification(dataset, build, parametrization=parametrization, batch_size=batch_size)
 
 
@@ -154,6 +150,35 @@ def vit_classification(
 
 
 @typechecked
+def image_autoencoding(
+    dataset: ImageDataset,
+    *,
+    width: int,
+    parametrization: AbstractParametrization = SP(),
+    base_width: int | None = None,
+    base_in_size: int | None = None,
+    batch_size: int = 128,
+) -> Autoencoding:
+    """An autoencoding task with an MLP that has a narrow layer.
+
+    **Arguments:**
+
+    - `dataset`: the images.
+    - `width`, `parametrization`, `base_width`: as in [`lo_components.nn.Autoencoder`][].
+    - `base_in_size`: as in [`lo_components.tasks.mlp_classification`][].
+    - `batch_size`: images per step.
+
+    Raises `ValueError` if `base_in_size` is below 1.
+
+    ??? cite "Source"
+        google/learned_optimization: `ImageMLPAE` on Fashion-MNIST with widths 128, 32 and 128.
+    """
+    sizes = dict(width=width, parametrization=parametrization, base_width=base_width)
+    build = _build(Autoencoder, (_pixels(dataset, base_in_size),), sizes)
+    return Autoencoding(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+@typechecked
 def language_modeling(
     dataset: TokenDataset,
     *,
@@ -185,6 +210,14 @@ def language_modeling(
     form = dict(max_length=max_length, dropout=dropout, parametrization=parametrization)
     build = _build(TransformerLM, (dataset.vocab_size,), sizes | form)
     return LanguageModeling(dataset, build, parametrization=parametrization, batch_size=batch_size)
+
+
+def _pixels(dataset: ImageDataset, base_in_size: int | None) -> Axis:
+    """The inputs of an MLP."""
+    if base_in_size is not None and base_in_size < 1:
+        raise ValueError(f"`base_in_size` must be at least 1, got {base_in_size}.")
+    pixels = math.prod(dataset.image_shape)
+    return Axis.fixed(pixels) if base_in_size is None else Axis.growing(pixels, base_in_size)
 
 
 def _channels(dataset: ImageDataset) -> int:
