@@ -116,6 +116,7 @@ def test_top_level_names_are_on_api_pages():
 def test_navigation_lists_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text()
     pages = [p.relative_to(DOCS).as_posix() for p in sorted(DOCS.rglob("*.md"))]
+    pages += [f"examples/{p.stem}.md" for p in (ROOT / "examples").glob("*.py")]
     assert [page for page in pages if page not in navigation] == []
 
 
