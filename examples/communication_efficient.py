@@ -1,7 +1,7 @@
 """Turn a plain training loop into local SGD with an aggregator, for any Equinox model.
 
     python examples/communication_efficient.py
-    python examples/communication_efficient.py --weights FILE    # another aggregator, saved by loc.weights.save
+    python examples/communication_efficient.py --weights FILE    # the weights of another aggregator
     python examples/communication_efficient.py --smoke           # a tiny version
 
 Eight workers train an Equinox model on scikit-learn's digits. Either they exchange gradients after every step, or the

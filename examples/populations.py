@@ -103,7 +103,7 @@ def main(
     ranked = np.argsort(scores)[[0, len(scores) // 2, -1]]
     words = zip(("best", "median", "worst"), ranked, strict=True)
     panel = {f"{word}: {names[i]}": np.asarray(curves.losses[i]) for word, i in words}
-    loc.plots.training_curves({"training loss": panel}, out, title=f"A population of {len(scores)} learned optimizers")
+    loc.plots.training_curves({"": panel}, out, title=f"A population of {len(scores)} learned optimizers")
     print(f"\nweights of the best: {out.with_suffix('.safetensors')}\nfigure: {out}")
 
 

@@ -122,7 +122,7 @@ def main(
             accuracy = float(np.median(found.metrics["outer_valid"]["accuracy"][:, -1]))
             print(f"{name:<12}{float(np.median(found.final())):>16.4f}{accuracy:>20.1%}", flush=True)
             curves[name] = np.asarray(found.losses)
-    loc.plots.training_curves({"training loss": curves}, out, title="Meta-trained and evaluated on streamed images")
+    loc.plots.training_curves({"": curves}, out, title="Meta-trained and evaluated on streamed images")
     print(f"\nfigure: {out}")
 
 

@@ -1,7 +1,9 @@
 """The documentation runs, and its API pages list every public name."""
 
+import gzip
 import importlib
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -113,8 +115,29 @@ def test_top_level_names_are_on_api_pages():
 
 def test_navigation_lists_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text()
-    missing = [p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).as_posix() not in navigation]
-    assert not missing
+    pages = [p.relative_to(DOCS).as_posix() for p in sorted(DOCS.rglob("*.md"))]
+    pages += [f"examples/{p.stem}.md" for p in (ROOT / "examples").glob("*.py")]
+    assert [page for page in pages if page not in navigation] == []
+
+
+@pytest.mark.parametrize("name", [p.name.split(".")[0] for p in sorted((DOCS / "figures").glob("*.json.gz"))])
+def test_recorded_figure_is_drawn_for_light_and_dark_pages(name):
+    for scheme in ("light", "dark"):
+        assert 5_000 < (DOCS / "assets" / f"{name}-{scheme}.svg").stat().st_size < 150_000
+
+
+def test_figures_are_recorded_and_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    script = tmp_path / "script.py"
+    curves = f"{{'': {{'Adam': np.ones((1, 30))}}}}, {str(tmp_path / 'figure.svg')!r}"
+    script.write_text(f"import numpy as np\nimport lo_components as loc\nloc.plots.training_curves({curves})\n")
+    tool = runpy.run_path(str(DOCS / "figures" / "draw.py"))
+    monkeypatch.setitem(tool["draw"].__globals__, "FOLDER", tmp_path)
+    tool["record"]("mine", [str(script), "--data", "/a/folder", "--out", "/mine"])
+    tool["draw"]("mine", tmp_path)
+    assert '"python FOLDER --data FOLDER"' in gzip.decompress((tmp_path / "mine.json.gz").read_bytes()).decode()
+    assert (tmp_path / "figure.svg").exists() and (tmp_path / "mine-light.svg").exists()
+    assert "#ffffff" in (tmp_path / "mine-dark.svg").read_text()
 
 
 # What a browser fetches without a click: sources, stylesheets, images of Markdown, fonts, entries of `extra_*`.

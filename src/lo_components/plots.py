@@ -1,7 +1,8 @@
 """Figures of results. They need matplotlib (extra `[plots]`), which is imported when a function is called.
 
-The suffix of a path sets the format. SVG files have no background, and text and axes follow the style of matplotlib: a
-call inside `with plt.style.context("dark_background"):` draws for dark pages.
+The suffix of a path sets the format. Panels are in rows of two, so that phones can show them. SVG files have no
+background, and text and axes follow the style of matplotlib: a call inside `with plt.style.context("dark_background"):`
+draws for dark pages.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ def training_curves(
     unit: str = "step",
     per_step: float = 1.0,
 ) -> None:
-    """Save training curves, one panel per task, side by side on a common logarithmic scale.
+    """Save training curves, one panel per task, on a common logarithmic scale.
 
     Lines show the median loss over seeds, smoothed over 20 steps; bands span all seeds. A line ends at the first loss
     that is not finite.
@@ -44,7 +45,7 @@ def training_curves(
 
     Raises `ImportError` if matplotlib is missing.
     """
-    with _figure(len(panels), path, title) as axes:
+    with _figure(len(panels), path, title, unit, "training loss") as axes:
         names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
         for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
             for name, losses in curves.items():
@@ -52,24 +53,14 @@ def training_curves(
                 color, style = _color(i), ("-", "--", "-.")[again % 3]
                 smooth = np.maximum(_smoothed(np.asarray(losses, np.float64)), floor)
                 # No more points than can be seen, for small SVG files.
-                steps = np.arange(0, smooth.shape[1], max(1, smooth.shape[1] // 300))
+                steps = np.arange(0, smooth.shape[1], max(1, smooth.shape[1] // 100))
                 smooth, steps = smooth[:, steps], per_step * steps
                 axis.plot(steps, np.median(smooth, axis=0), color=color, linestyle=style, label=name, linewidth=1.8)
                 axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
                 axis.axvline(per_step * horizon, color=_color(-1), linewidth=0.8, linestyle=":")
-            axis.set_title(panel, fontsize=10)
-            axis.set_xlabel(unit)
+            axis.set_title(panel)
             axis.set_yscale("log")
-        axes[0].set_ylabel("training loss")
-        handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        # A legend of many names would cover the curves, so it goes beside them.
-        few, figure = len(handles) <= 4, axes[0].figure
-        if not few:
-            figure.set_figwidth(figure.get_figwidth() + 1.5)
-        legend = axes[0].legend if few else figure.legend
-        place = "lower left" if few else "outside right center"
-        legend(list(handles.values()), list(handles), loc=place, fontsize=9, frameon=False)
 
 
 def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
@@ -84,8 +75,8 @@ def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
 def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *, title: str = "") -> None:
     """Save coordinate checks, one panel each: the change of each layer's pre-activations against the width.
 
-    Under muP, lines should be flat. Both axes are logarithmic, later steps are darker, and changes of exactly zero are
-    omitted.
+    Under muP, lines should be flat. Both axes are logarithmic, earlier steps are fainter, and changes of exactly zero
+    are omitted.
 
     **Arguments:**
 
@@ -98,7 +89,7 @@ def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *
     ??? cite "Source"
         Figure 1 of muLO (arXiv 2406.00153).
     """
-    with _figure(len(checks), path, title) as axes:
+    with _figure(len(checks), path, title, "width", "change of pre-activations") as axes:
         for axis, (panel, check) in zip(axes, checks.items(), strict=True):
             means = np.mean(check.changes, axis=1)
             num_steps = means.shape[1]
@@ -110,13 +101,9 @@ def coordinate_checks(checks: Mapping[str, CoordinateCheck], path: str | Path, *
             if len(check.layers) <= len(_COLORS):
                 for i, layer in enumerate(check.layers):
                     axis.plot([], [], color=_color(i), label=layer)
-            axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}", fontsize=10)
-            axis.set_xlabel("width")
+            axis.set_title(f"{panel}\nlargest exponent {check.largest():.2f}")
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-        axes[0].set_ylabel("change of pre-activations")
-        if axes[0].get_legend_handles_labels()[1]:
-            axes[0].legend(loc="upper left", fontsize=8, frameon=False)
 
 
 def transfer(
@@ -140,7 +127,7 @@ def transfer(
 
     Raises `ImportError` if matplotlib is missing.
     """
-    with _figure(len(panels), path, title) as axes:
+    with _figure(len(panels), path, title, "learning rate", "training loss") as axes:
         for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
             for i, (width, values) in enumerate(losses.items()):
                 color = _color(i)
@@ -153,19 +140,16 @@ def transfer(
                 if np.isfinite(middle).any():
                     best = int(np.nanargmin(middle))
                     axis.plot(learning_rates[best], middle[best], "o", color=color)
-            axis.set_title(panel, fontsize=10)
-            axis.set_xlabel("learning rate")
+            axis.set_title(panel)
             axis.set_xscale("log")
             axis.set_yscale("log")
-        axes[0].set_ylabel("training loss")
-        axes[0].legend(fontsize=9, frameon=False)
 
 
 def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
-    """Save the bias and the variance of meta-gradient estimators, two panels per problem.
+    """Save the bias and the variance of meta-gradient estimators, a row of two panels per problem.
 
     The left panel shows means with two standard errors, the right one standard deviations, both divided by the
-    reference.
+    reference. Standard deviations below 1e-6, which are rounding errors, are omitted.
 
     **Arguments:**
 
@@ -178,7 +162,7 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     names = list(dict.fromkeys(row["estimator"] for row in rows))
-    with _figure(2 * len(problems), path, title, same_scale=False) as axes:
+    with _figure(2 * len(problems), path, title, "truncation window", same_scale=False) as axes:
         for i, problem in enumerate(problems):
             for j, name in enumerate(names):
                 some = [row for row in rows if (row["problem"], row["estimator"]) == (problem, name)]
@@ -188,37 +172,59 @@ def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
                 means = [row["mean"] / row["reference"] for row in some]
                 errors = [2 * row["error"] / abs(row["reference"]) for row in some]
                 axes[2 * i].errorbar(windows, means, errors, **look)
-                axes[2 * i + 1].plot(windows, [row["std"] / abs(row["reference"]) for row in some], **look)
+                stds = np.array([row["std"] / abs(row["reference"]) for row in some])
+                axes[2 * i + 1].plot(windows, np.where(stds > 1e-6, stds, np.nan), **look)
             axes[2 * i].axhline(1.0, color=_color(-1), linewidth=0.8, linestyle=":")
-            axes[2 * i].set_title(f"{problem}\nmean over reference", fontsize=10)
-            axes[2 * i + 1].set_title(f"{problem}\nstandard deviation over reference", fontsize=10)
+            axes[2 * i].set_title(f"{problem}\nmean / reference")
+            axes[2 * i + 1].set_title(f"{problem}\nstd. dev. / reference")
             axes[2 * i + 1].set_yscale("log")
         for axis in axes:
-            axis.set_xlabel("truncation window")
             axis.set_xscale("log")
-        axes[0].legend(fontsize=8, frameon=False)
 
 
 def _color(i: int) -> Any:
-    """The i-th color; the last one, black, is the color of text in matplotlib's style."""
-    import matplotlib
+    """The i-th color, lighter on a dark background; the last one, black, is the color of text in matplotlib's style."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgb
 
-    i %= len(_COLORS)
-    return matplotlib.rcParams["text.color"] if i == len(_COLORS) - 1 else _COLORS[i]
+    i, text = i % len(_COLORS), to_rgb(rcParams["text.color"])
+    return text if i == len(_COLORS) - 1 else tuple(x + 0.3 * (1 - x) * np.mean(text) for x in to_rgb(_COLORS[i]))
 
 
 @contextmanager
-def _figure(num_panels: int, path: str | Path, title: str, same_scale: bool = True) -> Iterator[Sequence[Any]]:
-    """Axes side by side, with one vertical scale if `same_scale`; the figure is saved at the end of the block."""
+def _figure(
+    num_panels: int, path: str | Path, title: str, x_label: str, y_label: str = "", same_scale: bool = True
+) -> Iterator[Sequence[Any]]:
+    """Axes in rows of two, with one vertical scale if `same_scale`; the figure is saved at the end of the block."""
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ImportError:
         raise ImportError("Figures need matplotlib; install it with `pip install lo-components[plots]`.") from None
-    figure = Figure(figsize=(3.4 * num_panels, 3.6), layout="constrained")
-    axes = figure.subplots(1, num_panels, sharey=same_scale, squeeze=False)[0]
-    yield axes
+    with rc_context({"axes.titlesize": 10, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+        width, rows = (5.2 if num_panels > 1 else 4.0), -(-num_panels // 2)
+        figure = Figure(figsize=(width, 2.5 * rows), layout="constrained")
+        grid = figure.subplots(rows, min(num_panels, 2), sharey=same_scale, squeeze=False).ravel().tolist()
+        axes = grid[:num_panels]
+        for axis in grid[num_panels:]:
+            axis.remove()
+        yield axes
     for axis in axes:
-        axis.grid(alpha=0.25)
+        axis.grid(color="gray", alpha=0.2)
+        low, high = axis.get_ylim()
+        if axis.get_yscale() == "log" and high < 30 * low:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+    lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, int(72 * width / (32 + 5 * max(map(len, lines), default=0))))  # as many as fit
+    look = dict(ncols=columns, fontsize=9, frameon=False, handlelength=1.5, columnspacing=1.2)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", **look)
+    figure.set_figheight(2.5 * rows + 0.2 * -(-len(lines) // columns) + 0.3 * bool(title))
     figure.suptitle(title, fontsize=11)
+    for axis in axes[-2:]:  # the lowest of each column
+        axis.set_xlabel(x_label)
+    figure.supylabel(y_label, fontsize=10)
     path = Path(path).expanduser()
     figure.savefig(path, dpi=150, transparent=path.suffix == ".svg")
