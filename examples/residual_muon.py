@@ -56,16 +56,11 @@ def mlp(data, width: int, depth: int, batch_size: int = 64):
 
 
 def tasks(folder: Path | None) -> dict:
-    """The five tasks of meta-training, by name."""
+    """The four tasks of meta-training, by name."""
     text = loc.data.python_docs(length=17)
     return {
         "Fashion-MNIST, 8x8, MLP 32-32": mlp(images("fashion_mnist", folder), 32, 2),
-        "CIFAR-10, gray, 8x8, autoencoder 32-8-32": loc.tasks.image_autoencoding(
-            images("cifar10", folder), width=32, base_in_size=INPUTS, batch_size=64, **BASE
-        ),
-        "Fashion-MNIST, 8x8, vision transformer of width 32 with one block": loc.tasks.vit_classification(
-            images("fashion_mnist", folder), patch_size=2, width=32, depth=1, heads=2, batch_size=8, **BASE
-        ),
+        "CIFAR-10, gray, 8x8, MLP 64": mlp(images("cifar10", folder), 64, 1),
         "a random teacher, MLP 48-48-48": mlp(teacher(), 48, 3),
         "bytes of Python's documentation, transformer of width 32 with one block": loc.tasks.language_modeling(
             text, width=32, depth=1, heads=2, positions=True, batch_size=8, **BASE
@@ -111,7 +106,7 @@ def main(args) -> None:
         learning_rate=RATE,
         needs=("num_steps",),
         tasks="; ".join(found),
-        widths=(32, 48),
+        widths=(32, 48, 64),
         horizon=f"{args.shortest} to {args.horizon} steps, log-uniform",
         estimator=f"ESSingle, {args.pairs} pairs for each task, std {args.std}, windows of {args.window} steps; "
         f"{args.kept} of the learned change is kept",
