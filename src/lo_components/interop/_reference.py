@@ -12,7 +12,7 @@ from ..aggregators import AbstractAggregator, LearnedAggregator
 from ..heads import MLPHead
 from ..optimizers import AbstractOptimizer, LearnedOptimizer, Scaled
 from ..steps import DirectionMagnitude
-from . import _celo, _l2l, _nn_adam, _rnn_mlp, _star
+from . import _celo, _celo_writing, _l2l, _nn_adam, _rnn_mlp, _star
 from ._arrays import filled, with_decays, with_defaults
 
 LearnedT = TypeVar("LearnedT", bound=LearnedOptimizer | LearnedAggregator)
@@ -92,7 +92,7 @@ def to_reference(learner: AbstractOptimizer | AbstractAggregator) -> dict[str, n
     reference implementation has no arrays.
     """
     inner = learner.optimizer if isinstance(learner, Scaled) else learner
-    if (theta := _celo.to_original(inner)) is not None:
+    if (theta := _celo_writing.to_original(inner)) is not None:
         return theta
     if not isinstance(inner, LearnedOptimizer | LearnedAggregator) or not _is_of_reference(inner):
         raise ValueError(
