@@ -130,7 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--std", type=float, default=0.07, help="standard deviation of the noise")
     parser.add_argument("--rate", type=float, default=2e-2, help="peak meta-learning rate")
     parser.add_argument("--final", type=float, default=0.7, help="weight of the final loss in the meta-loss")
-    parser.add_argument("--kept", type=float, default=0.7, help="fraction of the learned change that is kept")
+    parser.add_argument("--kept", type=float, default=0.5, help="fraction of the learned change that is kept")
     parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     args = parser.parse_args()
     if args.smoke:

@@ -25,7 +25,8 @@ class MuP(AbstractParametrization):
     **Arguments:**
 
     - `input_mult`, `output_mult`, `hidden_mult`: hyper-multipliers; 1 for learned optimizers, tuned for muAdam.
-    - `bias_std`: standard deviation of the initial biases; the muLO paper's networks use 1.
+    - `bias_std`: standard deviation of the initial biases: 1 in the networks of the muLO paper, 0 under SP and for
+        `residual_muon`.
 
     **Example:**
 
