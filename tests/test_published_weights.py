@@ -540,7 +540,7 @@ def fuzz(folder, kind, count, seed):
         changed = resealed(rng, data) if sealed else mangled(rng, data)
         path.write_bytes(changed)
         tracemalloc.reset_peak()
-        before, begin, watch.on = tracemalloc.get_traced_memory()[0], time.perf_counter(), True
+        before, begin, watch.on = tracemalloc.get_traced_memory()[0], time.process_time(), True
         try:
             found = read_arrays(path)
         except CheckpointError as error:
@@ -548,7 +548,7 @@ def fuzz(folder, kind, count, seed):
             assert str(error).startswith(f"`{path}` cannot be read: ")
             found = None
         finally:
-            watch.on, slowest = False, max(slowest, time.perf_counter() - begin)
+            watch.on, slowest = False, max(slowest, time.process_time() - begin)
             most = max(most, (tracemalloc.get_traced_memory()[1] - before) / (2**16 + len(changed)))
         if found is None:
             counts["refused"] += 1
