@@ -58,6 +58,7 @@ def main(data: Path | None, run: Path, seed: int, out: Path, seeds: int, smoke: 
         mean = float(np.exp(np.mean(np.log(ratios))))
         print(f"{kept:<8g}" + "".join(f"{x:>26.3f}" for x in ratios) + f"{mean:>8.3f}", flush=True)
         rows.append([kept, *(f"{x:.4f}" for x in (*ratios, mean))])
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
