@@ -178,7 +178,7 @@ def task(name: str, width: int, parametrization, base_width: int | None, **sizes
     if name == "vit":
         return tasks.vit_classification(images(), patch_size=4, depth=2, heads=2, **common)
     if name == "autoencoder":
-        return tasks.image_autoencoding(images(), **(dict(base_in_size=None) | sizes), **common)
+        return tasks.image_autoencoding(images(), **sizes, **common)
     return tasks.language_modeling(_tokens(), depth=2, heads=2, positions=True, **common)
 
 

@@ -11,7 +11,7 @@ from .._types import Params
 from ..data import ImageDataset, one_split, sample_batch, take_batch
 from ..parametrization import AbstractParametrization
 from ._base import AbstractMeasuredTask
-from ._model import AbstractModelTask, TrainedModel
+from ._model import AbstractModelTask, TrainedModel, over_split
 from ._supervised import ImageBatch
 
 
@@ -63,11 +63,10 @@ class Autoencoding(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatc
     def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
         """The mean squared error `"loss"` of `params` on `split`."""
         count = one_split(self.dataset.splits, split).labels.shape[0]
-        index = jnp.arange(-(-count // self.batch_size) * self.batch_size).reshape(-1, self.batch_size)
-        errors = jax.lax.map(
-            lambda i: self._errors(params, take_batch(self.dataset, i, split=split)), jnp.minimum(index, count - 1)
+        errors = over_split(
+            lambda index: self._errors(params, take_batch(self.dataset, index, split=split)), count, self.batch_size
         )
-        return {"loss": jnp.mean(errors, where=index < count)}
+        return {"loss": jnp.mean(errors)}
 
     def _errors(self, params: Params, batch: ImageBatch) -> Float[Array, " batch"]:
         images, _ = batch

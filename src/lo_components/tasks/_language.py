@@ -12,7 +12,7 @@ from .._types import Params
 from ..data import TokenDataset, one_split, sample_tokens
 from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractMeasuredTask
-from ._model import AbstractModelTask, TrainedModel
+from ._model import AbstractModelTask, TrainedModel, over_split
 
 
 class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMeasuredTask[Int[Array, "batch length"]]):
@@ -68,14 +68,13 @@ class LanguageModeling(AbstractModelTask[Int[Array, "batch length"]], AbstractMe
     def metrics(self, params: Params, *, split: str, key: PRNGKeyArray) -> dict[str, Float[Array, ""]]:
         """The mean loss of `params` over all tokens of `split`, in nats and without dropout."""
         model, tokens = self.model(params), one_split(self.dataset.splits, split)
-        count, size = tokens.shape[0], self.batch_size
 
         def chunk(index: Int[Array, " batch"]):
-            batch = tokens[jnp.minimum(index, count - 1)].astype(jnp.int32)
-            found = self._token_losses(jax.vmap(model)(batch[:, :-1]), batch)
-            return jax.tree.map(lambda x: jnp.sum(jnp.where(index[:, None] < count, x, 0.0)), found)
+            batch = tokens[index].astype(jnp.int32)
+            losses, counted = self._token_losses(jax.vmap(model)(batch[:, :-1]), batch)
+            return jnp.sum(losses, axis=1), jnp.sum(counted, axis=1)
 
-        losses, counted = jax.lax.map(chunk, jnp.arange(-(-count // size) * size).reshape(-1, size))
+        losses, counted = over_split(chunk, tokens.shape[0], self.batch_size)
         return {"loss": jnp.sum(losses) / jnp.maximum(1.0, jnp.sum(counted))}
 
     def _token_losses(

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._tree import check_build, check_has_arrays, path_name
 from .._types import Params
@@ -123,3 +123,14 @@ class AbstractModelTask(AbstractTask[BatchT]):
         - `params`: from `init`, or trained.
         """
         return named_layers(eqx.combine(params, self.trained.rest))
+
+
+def over_split(values: Callable[[Int[Array, " batch"]], PyTree], count: int, batch_size: int) -> PyTree:
+    """The values of all `count` examples of a split, of which `values` maps the indices of a batch to those of each.
+
+    Batches are computed one after the other; the last one repeats an example, of which the additional values are left
+    out.
+    """
+    index = jnp.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+    found = jax.lax.map(values, jnp.minimum(index, count - 1))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)

@@ -13,7 +13,7 @@ from ..data import ImageDataset, one_split, sample_batch, take_batch
 from ..nn import BatchNorm
 from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractMeasuredTask
-from ._model import AbstractModelTask, TrainedModel
+from ._model import AbstractModelTask, TrainedModel, over_split
 
 REFERENCE_SIZE = 512  # number of training images for the statistics of batch normalization
 
@@ -94,11 +94,8 @@ class ImageClassification(AbstractModelTask[ImageBatch], AbstractMeasuredTask[Im
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses, jnp.argmax(logits, axis=-1) == labels
 
-        index = jnp.arange(-(-count // size) * size).reshape(-1, size)
-        losses, right = jax.lax.map(chunk, jnp.minimum(index, count - 1))
-        counted = index < count
-        accuracy = jnp.mean(right.astype(jnp.float32), where=counted)
-        return {"loss": jnp.mean(losses, where=counted), "accuracy": accuracy}
+        losses, right = over_split(chunk, count, size)
+        return {"loss": jnp.mean(losses), "accuracy": jnp.mean(right.astype(jnp.float32))}
 
 
 def _is_batch_norm(node: Any) -> bool:
