@@ -4,8 +4,9 @@
     python examples/residual_muon.py --smoke         # a tiny version
 
 FOLDER has `fashion_mnist` (four idx files) and `cifar10` (`cifar-10-batches-py`); without it, digits stand in for both.
-Writes `residual_muon.safetensors` and its card to the folder `--out`, beside a folder with the log. If it is
-interrupted, run it again to continue.
+Writes `residual_muon.safetensors` and its card to the folder `--out`, beside a folder with the log and a figure of the
+losses on the tasks of meta-training, of the learned optimizer and of its control. If it is interrupted, run it again to
+continue.
 """
 
 import argparse
@@ -74,6 +75,15 @@ def kept_part(start, learner, kept: float):
     return eqx.combine(jax.tree.map(lambda a, b: a + kept * (b - a), loc.theta(start), theta), constants)
 
 
+def losses(learner, task, steps: int, seeds: int) -> np.ndarray:
+    """Training losses `[seeds, steps]`."""
+    with jax.numpy_dtype_promotion("standard"):
+        found = loc.meta.evaluate(
+            learner, task, num_steps=steps, num_seeds=seeds, seeds_at_once=1, key=jax.random.key(7)
+        )
+    return np.asarray(found.losses)
+
+
 def main(args) -> None:
     found = tasks(args.data)
 
@@ -82,9 +92,12 @@ def main(args) -> None:
         unroll = TruncatedUnroll(task, horizon, args.window, meta_loss=LogLoss(args.final))
         return ESSingle(unroll, num_pairs=args.pairs, std=args.std)
 
-    settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "kept", "smoke")}
+    settings = {
+        name: value for name, value in vars(args).items() if name not in ("data", "out", "kept", "seeds", "smoke")
+    }
     init_key, key = jax.random.split(jax.random.key(args.seed))
-    folder, start = args.out / "residual_muon", loc.recipes.residual_muon(RATE, key=init_key)
+    folder = args.out / "residual_muon"
+    start = loc.recipes.residual_muon(RATE, reference_steps=args.horizon, key=init_key)
     learner = loc.meta.meta_train(
         start,
         Mixture([estimator(task) for task in found.values()], names=list(found)),
@@ -115,6 +128,12 @@ def main(args) -> None:
         source="Muon (Jordan et al., 2024), with a learned correction; this library",
     )
     print(loc.Pretrained(args.out).save(learner, card, runs=[folder]))
+    compared = {"residual_muon": learner, "rms_muon, nothing learned": loc.recipes.rms_muon(RATE)}
+    panels = {
+        name: {label: losses(x, task, args.horizon, args.seeds) for label, x in compared.items()}
+        for name, task in found.items()
+    }
+    loc.plots.training_curves(panels, args.out / "residual_muon.svg", title="On the tasks of meta-training")
 
 
 if __name__ == "__main__":
@@ -131,10 +150,11 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=2e-2, help="peak meta-learning rate")
     parser.add_argument("--final", type=float, default=0.7, help="weight of the final loss in the meta-loss")
     parser.add_argument("--kept", type=float, default=0.5, help="fraction of the learned change that is kept")
+    parser.add_argument("--seeds", type=int, default=3, help="runs for the figure")
     parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     args = parser.parse_args()
     if args.smoke:
-        vars(args).update(meta_steps=2, pairs=1, shortest=4, horizon=4, window=2)
+        vars(args).update(meta_steps=2, pairs=1, shortest=4, horizon=4, window=2, seeds=1)
     try:
         main(args)
     except (OSError, ValueError, ImportError) as error:

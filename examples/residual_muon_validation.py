@@ -1,21 +1,26 @@
 """How much of what `residual_muon` learned to keep: losses on larger tasks, of neither meta-training nor the suite.
 
     python examples/residual_muon_validation.py --data FOLDER --run pretraining/residual_muon
+    python examples/residual_muon_validation.py --data FOLDER --run pretraining/residual_muon --compare-rates
     python examples/residual_muon_validation.py --smoke    # a tiny version
 
 FOLDER has `cifar10`, and the run is a folder of `residual_muon.py`. The meta-parameters are theta_0 + kept (theta -
 theta_0), where theta_0 are the initial ones, with which the optimizer is its control `rms_muon`. Prints the loss after
-training over that of the control, means over seeds, and their geometric mean over tasks.
+training over that of the control, means over seeds, and their geometric mean over tasks. Saves the table and a figure.
+With `--compare-rates`, half is kept, and the table has the losses for several peaks of the learning rate, after 500 and
+after 4,000 steps.
 """
 
 import argparse
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
-from residual_muon import BASE, RATE, images, kept_part, mlp
+from residual_muon import BASE, RATE, images, kept_part, losses, mlp
 
 import lo_components as loc
 
@@ -33,34 +38,53 @@ def tasks(folder: Path | None) -> dict:
     }
 
 
-def final(learner, task, steps: int, seeds: int) -> np.ndarray:
+def final(curves: np.ndarray) -> np.ndarray:
     """The mean loss of the last 50 steps, for each seed."""
-    with jax.numpy_dtype_promotion("standard"):
-        found = loc.meta.evaluate(
-            learner, task, num_steps=steps, num_seeds=seeds, seeds_at_once=1, key=jax.random.key(7)
-        )
-    return np.asarray(found.losses)[:, -50:].mean(1)
+    return curves[:, -50:].mean(1)
 
 
-def main(data: Path | None, run: Path, seed: int, out: Path, seeds: int, smoke: bool) -> None:
+def kept(start, trained, found: dict[str, tuple[Any, int]], seeds: int, out: Path) -> list[list]:
+    """A row for each fraction that is kept: losses over those of the control. Also a figure."""
+    rows = [["kept", *found, "mean"]]
+    control = loc.recipes.rms_muon(RATE)
+    panels = {name: {"rms_muon": losses(control, task, steps, seeds)} for name, (task, steps) in found.items()}
+    for part in (0.5, 0.7, 0.85, 1.0):
+        learner, label = kept_part(start, trained, part), f"{part:g} kept"
+        for name, (task, steps) in found.items():
+            panels[name][label] = losses(learner, task, steps, seeds)
+        ratios = [float(np.mean(final(x[label]) / final(x["rms_muon"]))) for x in panels.values()]
+        rows.append([part, *ratios, float(np.exp(np.mean(np.log(ratios))))])
+    loc.plots.training_curves(panels, out.with_suffix(".svg"), title="Tasks of validation")
+    return rows
+
+
+def rates(learner, found: dict[str, tuple[Any, int]], seeds: int, horizons: tuple[int, ...]) -> list[list]:
+    """A row for each horizon and peak of the learning rate: losses."""
+    rows: list[list] = [["steps", "peak", *found]]
+    for steps in horizons:
+        for peak in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3):
+            changed = eqx.tree_at(lambda x: x.schedule, learner, loc.schedules.WarmUpAndDecay(peak))
+            ends = [final(losses(changed, task, steps, seeds)).mean() for task, _ in found.values()]
+            rows.append([steps, peak, *ends])
+    return rows
+
+
+def main(data: Path | None, run: Path, seed: int, out: Path, seeds: int, compare_rates: bool, smoke: bool) -> None:
     start = loc.recipes.residual_muon(RATE, key=jax.random.split(jax.random.key(seed))[0])
-    found = tasks(data)
+    found, horizons = tasks(data), (500, 4000)
     if smoke:
-        found, seeds, trained = {"16x16, CNN": (found["16x16, CNN"][0], 2)}, 1, start
+        found, seeds, horizons, trained = {"16x16, CNN": (found["16x16, CNN"][0], 2)}, 1, (2,), start
     else:
         trained = loc.weights.load(max(run.glob("checkpoint-*.safetensors")))
-    control = {name: final(loc.recipes.rms_muon(RATE), *task, seeds) for name, task in found.items()}
-    print(f"{'kept':<8}" + "".join(f"{name:>26}" for name in found) + f"{'mean':>8}")
-    rows = [["kept", *found, "mean"]]
-    for kept in (0.5, 0.7, 0.85, 1.0):
-        learner = kept_part(start, trained, kept)
-        ratios = [float(np.mean(final(learner, *task, seeds) / control[name])) for name, task in found.items()]
-        mean = float(np.exp(np.mean(np.log(ratios))))
-        print(f"{kept:<8g}" + "".join(f"{x:>26.3f}" for x in ratios) + f"{mean:>8.3f}", flush=True)
-        rows.append([kept, *(f"{x:.4f}" for x in (*ratios, mean))])
+    if compare_rates:
+        rows = rates(kept_part(start, trained, 0.5), found, seeds, horizons)
+    else:
+        rows = kept(start, trained, found, seeds, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    for row in rows:
+        print("".join(f"{x if isinstance(x, str) else format(x, '.4g'):>26}" for x in row))
 
 
 if __name__ == "__main__":
@@ -70,6 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the run")
     parser.add_argument("--out", type=Path, default=Path("residual_muon_validation.csv"), help="file of the table")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--compare-rates", action="store_true", help="compare learning rates instead")
     parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))

@@ -1,11 +1,12 @@
 """Train every model of the library for a few hundred steps, with Adam and with a learned optimizer.
 
-    python examples/train_zoo.py --weights quickstart/mulo.safetensors
-    python examples/train_zoo.py --weights ... --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER --lm1b FOLDER
+    python examples/train_zoo.py
+    python examples/train_zoo.py --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER --lm1b FOLDER
+    python examples/train_zoo.py --weights FILE   # another learned optimizer than the pretrained residual_muon
     python examples/train_zoo.py --smoke          # a tiny version
 
 By default images are scikit-learn's digits, and text is Python's own documentation. Prints the first and the last loss
-of each model, and saves a figure.
+of each model, and saves a figure. All models are under muP, so that neither optimizer is tuned for any of them.
 """
 
 import argparse
@@ -22,9 +23,9 @@ import numpy as np
 import optax
 
 import lo_components as loc
-from lo_components.parametrization import MuP
 
-MUP: dict[str, Any] = dict(parametrization=MuP())
+CARD = loc.pretrained.card("residual_muon")
+MUP: dict[str, Any] = dict(parametrization=CARD.parametrization, base_width=CARD.base_width)
 
 
 def language_task(read: Callable, files: list[Path], vocab_size: int, length: int, **sizes):
@@ -82,11 +83,10 @@ def main(
     learning_rate: float = 1e-2,
     smoke: bool = False,
 ) -> None:
-    random = loc.recipes.small_fc_lopt(step_mult=1e-2, key=jax.random.key(0))
-    learned = random if weights is None else loc.weights.load(weights)
+    learned = loc.pretrained(CARD.name) if weights is None else loc.weights.load(weights)
     optimizers = {
         "muAdam": loc.OptaxOptimizer(optax.adam, learning_rate),
-        "muLO" if weights else "muLO (random weights)": learned,
+        CARD.name if weights is None else weights.stem: learned,
     }
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
@@ -108,7 +108,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="weights of the learned optimizer (default: random)")
+    parser.add_argument("--weights", type=Path, help="a learned optimizer (default: the pretrained residual_muon)")
     parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's idx files")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches")
     parser.add_argument("--text", type=Path, help="folder with text files, one document per line")

@@ -132,6 +132,20 @@ def test_warm_up_and_decay_are_linear(step, factor):
     np.testing.assert_allclose(value, factor, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("num_steps", "peak"), [(50, 0.2), (100, 0.2), (400, 0.1), (10_000, 0.02)])
+def test_the_peak_falls_with_the_root_of_longer_trainings(num_steps, peak):
+    schedule = WarmUpAndDecay(0.2, 0.1, reference_steps=100)
+    last_of_warm_up = jnp.asarray(num_steps // 10 - 1)
+    value, _ = schedule(schedule.init(), Progress(last_of_warm_up, num_steps=jnp.asarray(num_steps)))
+    np.testing.assert_allclose(value, peak, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reference_steps", [0, -5])
+def test_a_reference_is_a_number_of_steps(reference_steps):
+    with pytest.raises(ValueError, match=f"`reference_steps` must be at least 1 or `None`, got {reference_steps}"):
+        WarmUpAndDecay(0.2, reference_steps=reference_steps)
+
+
 @pytest.mark.parametrize("warm_up", [-0.1, 1.0])
 def test_a_warm_up_is_a_fraction(warm_up):
     with pytest.raises(ValueError, match=f"`warm_up` must be at least 0 and below 1, got {warm_up}"):

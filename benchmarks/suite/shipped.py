@@ -13,7 +13,7 @@ import optax
 
 import lo_components as loc
 from lo_components.optimizers import Partitioned, Scheduled
-from lo_components.schedules import OptaxSchedule
+from lo_components.schedules import OptaxSchedule, WarmUpAndDecay
 
 from .optimizers import Optimizer, warm_up_and_cosine
 from .tasks import Growth
@@ -22,7 +22,8 @@ _RATES = (1e-3, 3e-3, 1e-2)
 
 
 def _at(learner, rate):
-    return eqx.tree_at(lambda x: x.schedule.peak, learner, rate)
+    """With this learning rate, however long training is."""
+    return eqx.tree_at(lambda x: x.schedule, learner, WarmUpAndDecay(rate))
 
 
 def _as_it_is(name: str) -> Optimizer:

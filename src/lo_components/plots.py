@@ -5,6 +5,7 @@ background, and text and axes follow the style of matplotlib: a call inside `wit
 draws for dark pages.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from .meta import CoordinateCheck
 
 # Safe for color blindness, in order of appearance. After the last color, lines are dashed, then dash-dotted.
 _COLORS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_TITLE = 30  # characters of a line of a panel's title
 
 
 def training_curves(
@@ -59,7 +62,7 @@ def training_curves(
                 axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
                 axis.axvline(per_step * horizon, color=_color(-1), linewidth=0.8, linestyle=":")
-            axis.set_title(panel)
+            axis.set_title(textwrap.fill(panel, _TITLE))
             axis.set_yscale("log")
 
 
@@ -140,7 +143,7 @@ def transfer(
                 if np.isfinite(middle).any():
                     best = int(np.nanargmin(middle))
                     axis.plot(learning_rates[best], middle[best], "o", color=color)
-            axis.set_title(panel)
+            axis.set_title(textwrap.fill(panel, _TITLE))
             axis.set_xscale("log")
             axis.set_yscale("log")
 

@@ -16,7 +16,7 @@ TABLE = [
     _LEARNED,
     schedules.Exponential(_LEARNED, 0.1),
     schedules.Limited(_LEARNED, 1e-5, 1e3),
-    schedules.WarmUpAndDecay(0.5, 0.1),
+    schedules.WarmUpAndDecay(0.5, 0.1, reference_steps=50),
 ]
 every_schedule = pytest.mark.parametrize("schedule", TABLE, ids=lambda s: type(s).__name__)
 

@@ -18,7 +18,12 @@ _EPS = 1e-24  # so that tiny gradients count like large ones
 
 
 def rms_muon(
-    learning_rate: float | Float[Array, ""], *, decay: float = 0.9, warm_up: float = 0.05, axis: int = 0
+    learning_rate: float | Float[Array, ""],
+    *,
+    decay: float = 0.9,
+    warm_up: float = 0.05,
+    reference_steps: int | None = None,
+    axis: int = 0,
 ) -> Scheduled:
     r"""Muon with updates of root mean square 1 for all tensors, times a learning rate with warm-up and linear decay.
 
@@ -30,7 +35,7 @@ def rms_muon(
 
     - `learning_rate`: the root mean square of each update, at the peak of the schedule.
     - `decay`: the decay rate of the momentum.
-    - `warm_up`: the fraction of the steps in which the learning rate rises.
+    - `warm_up`, `reference_steps`: of the schedule, [`lo_components.schedules.WarmUpAndDecay`][].
     - `axis`: the axis of a kernel's outputs: 0 in Equinox, -1 in Flax.
 
     **Returns:** the optimizer. It has no meta-parameters, unless `learning_rate` is an array.
@@ -41,7 +46,7 @@ def rms_muon(
     momentum = ft.RMSNormalized(ft.Momenta(1), eps=_EPS)
     transforms = (_orthogonalized(axis),)
     pipeline = Pipeline((acc.Momentum((decay,)),), momentum, IdentityHead(1), Direction(1.0), transforms)
-    return Scheduled(LearnedOptimizer(pipeline), WarmUpAndDecay(learning_rate, warm_up))
+    return Scheduled(LearnedOptimizer(pipeline), WarmUpAndDecay(learning_rate, warm_up, reference_steps))
 
 
 def residual_muon(
@@ -50,6 +55,7 @@ def residual_muon(
     hidden_size: int = 8,
     controller_size: int = 16,
     warm_up: float = 0.05,
+    reference_steps: int | None = None,
     axis: int = 0,
     key: PRNGKeyArray,
 ) -> Scheduled:
@@ -67,7 +73,7 @@ def residual_muon(
         is meta-learned.
     - `hidden_size`: the number of hidden units of each network.
     - `controller_size`: the number of hidden units of the controller.
-    - `warm_up`: the fraction of the steps in which the learning rate rises.
+    - `warm_up`, `reference_steps`: of the schedule, [`lo_components.schedules.WarmUpAndDecay`][].
     - `axis`: the axis of a kernel's outputs: 0 in Equinox, -1 in Flax.
     - `key`: for the initial weights.
 
@@ -78,7 +84,7 @@ def residual_muon(
     ```pycon
     >>> learner = loc.recipes.residual_muon(4e-3, key=jax.random.key(0))
     >>> learner.schedule
-    WarmUpAndDecay(peak=0.004, warm_up=0.05)
+    WarmUpAndDecay(peak=0.004, warm_up=0.05, reference_steps=None)
     ```
     """
     matrices_key, vectors_key, controller_key = jax.random.split(key, 3)
@@ -99,7 +105,8 @@ def residual_muon(
         (_orthogonalized(axis), TimesLastControl()),
     )
     controller = ScaleController(summary.size, hidden_size=controller_size, key=controller_key)
-    return Scheduled(ControlledOptimizer(controller, summary, pipeline), WarmUpAndDecay(learning_rate, warm_up))
+    schedule = WarmUpAndDecay(learning_rate, warm_up, reference_steps)
+    return Scheduled(ControlledOptimizer(controller, summary, pipeline), schedule)
 
 
 def _orthogonalized(axis: int) -> Flattened:

@@ -5,11 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._types import Params
 from ..data import ImageDataset, one_split, sample_batch, take_batch
-from ..parametrization import AbstractParametrization
+from ..parametrization import AbstractParametrization, WidthSpec
 from ._base import AbstractMeasuredTask
 from ._model import AbstractModelTask, TrainedModel, over_split
 from ._supervised import ImageBatch
@@ -30,6 +30,7 @@ class Autoencoding(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatc
         dataset: ImageDataset,
         build: Callable[[PRNGKeyArray], Any],
         *,
+        widths: PyTree[WidthSpec] | None = None,
         parametrization: AbstractParametrization | None = None,
         batch_size: int = 128,
     ):
@@ -37,9 +38,8 @@ class Autoencoding(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatc
 
         - `dataset`: the images, kept on the device; they are divided by the largest pixel of the training images.
             Labels are ignored.
-        - `build`: maps a key to a model, which is made of layers of [`lo_components.nn`][] and maps one image to its
-            `[pixels]`.
-        - `parametrization`: that of the model; `None`: its layers tell.
+        - `build`: maps a key to a model, which maps one image to its `[pixels]`.
+        - `widths`, `parametrization`: as in [`lo_components.tasks.ImageClassification`][].
         - `batch_size`: images per step, sampled with replacement.
 
         Raises `ValueError` if `batch_size` is below 1.
@@ -47,7 +47,7 @@ class Autoencoding(AbstractModelTask[ImageBatch], AbstractMeasuredTask[ImageBatc
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.dataset = dataclasses.replace(dataset, mean=0.0, std=jnp.max(dataset.splits["train"].images))
-        self.trained = TrainedModel(build, parametrization, None)
+        self.trained = TrainedModel(build, parametrization, widths)
         self.batch_size = batch_size
 
     @property
