@@ -59,7 +59,9 @@ def training_curves(
                 steps = np.arange(0, smooth.shape[1], max(1, smooth.shape[1] // 100))
                 smooth, steps = smooth[:, steps], per_step * steps
                 axis.plot(steps, np.median(smooth, axis=0), color=color, linestyle=style, label=name, linewidth=1.8)
-                axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.18, linewidth=0)
+                if len(smooth) > 1:
+                    low, high = smooth.min(axis=0), smooth.max(axis=0)
+                    axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
                 axis.axvline(per_step * horizon, color=_color(-1), linewidth=0.8, linestyle=":")
             axis.set_title(textwrap.fill(panel, _TITLE))
@@ -216,8 +218,8 @@ def _figure(
     for axis in axes:
         axis.grid(color="gray", alpha=0.2)
         low, high = axis.get_ylim()
-        if axis.get_yscale() == "log" and high < 30 * low:
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        if axis.get_yscale() == "log" and high < 100 * low:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 30 * low else (1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("")
     lines = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}

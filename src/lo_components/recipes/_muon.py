@@ -84,7 +84,7 @@ def residual_muon(
     ```pycon
     >>> learner = loc.recipes.residual_muon(4e-3, key=jax.random.key(0))
     >>> learner.schedule
-    WarmUpAndDecay(peak=0.004, warm_up=0.05, reference_steps=None)
+    WarmUpAndDecay(peak=0.004, warm_up=0.05)
     ```
     """
     matrices_key, vectors_key, controller_key = jax.random.split(key, 3)
