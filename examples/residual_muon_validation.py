@@ -70,12 +70,14 @@ def rates(learner, found: dict[str, tuple[Any, int]], seeds: int, horizons: tupl
 
 
 def main(data: Path | None, run: Path, seed: int, out: Path, seeds: int, compare_rates: bool, smoke: bool) -> None:
-    start = loc.recipes.residual_muon(RATE, key=jax.random.split(jax.random.key(seed))[0])
+    key = jax.random.split(jax.random.key(seed))[0]
+    start = loc.recipes.residual_muon(RATE, key=key)
     found, horizons = tasks(data), (500, 4000)
     if smoke:
         found, seeds, horizons, trained = {"16x16, CNN": (found["16x16, CNN"][0], 2)}, 1, (2,), start
     else:
         trained = loc.weights.load(max(run.glob("checkpoint-*.safetensors")))
+        start = eqx.tree_at(lambda x: x.schedule, start, trained.schedule)  # that of the run
     if compare_rates:
         rows = rates(kept_part(start, trained, 0.5), found, seeds, horizons)
     else:

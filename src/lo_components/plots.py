@@ -64,8 +64,13 @@ def training_curves(
                     axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
             if horizon is not None:
                 axis.axvline(per_step * horizon, color=_color(-1), linewidth=0.8, linestyle=":")
-            axis.set_title(textwrap.fill(panel, _TITLE))
+            axis.set_title(_wrapped(panel))
             axis.set_yscale("log")
+
+
+def _wrapped(title: str) -> str:
+    """In short lines, unless it has formulas."""
+    return title if "$" in title else "\n".join(textwrap.fill(line, _TITLE) for line in title.split("\n"))
 
 
 def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
@@ -145,7 +150,7 @@ def transfer(
                 if np.isfinite(middle).any():
                     best = int(np.nanargmin(middle))
                     axis.plot(learning_rates[best], middle[best], "o", color=color)
-            axis.set_title(textwrap.fill(panel, _TITLE))
+            axis.set_title(_wrapped(panel))
             axis.set_xscale("log")
             axis.set_yscale("log")
 

@@ -11,7 +11,7 @@ class WarmUpAndDecay(AbstractSchedule[tuple[()]]):
     At step $t$ of $n$, with $w = \max(1, f n)$: $\lambda \min\left(\frac{t + 1}{w}, \frac{n - t}{n - w}, 1\right)$.
     Needs the length of training.
 
-    The longer the training, the lower is the best peak. If `reference_steps` is $r$, the peak is
+    The longer the training, the lower is often the best peak. If `reference_steps` is $r$, the peak is
     $\lambda \min(1, \sqrt{r / n})$, the rule for updates of a fixed size.
 
     **Arguments:**
@@ -46,5 +46,5 @@ class WarmUpAndDecay(AbstractSchedule[tuple[()]]):
         decay = jnp.maximum(0.0, n - t) / jnp.maximum(1.0, n - w)
         peak = self.peak
         if self.reference_steps is not None:
-            peak = peak * jnp.minimum(1.0, jnp.sqrt(self.reference_steps / n))
+            peak = peak * jnp.minimum(1.0, jnp.sqrt(self.reference_steps / jnp.maximum(1.0, n)))
         return peak * jnp.minimum(jnp.minimum((t + 1.0) / w, decay), 1.0), state
