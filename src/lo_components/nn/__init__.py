@@ -1,14 +1,14 @@
 """Models to train, built from layers that take a parametrization."""
 
 from ._autoencoder import Autoencoder as Autoencoder
+from ._base import AbstractLayer as AbstractLayer
+from ._base import AbstractWeightLayer as AbstractWeightLayer
+from ._base import declared_parametrization as declared_parametrization
+from ._base import declared_widths as declared_widths
 from ._cnn import CNN as CNN
-from ._layers import AbstractLayer as AbstractLayer
-from ._layers import AbstractWeightLayer as AbstractWeightLayer
 from ._layers import Conv as Conv
 from ._layers import Embedding as Embedding
 from ._layers import Linear as Linear
-from ._layers import declared_parametrization as declared_parametrization
-from ._layers import declared_widths as declared_widths
 from ._mlp import MLP as MLP
 from ._named import named_layers as named_layers
 from ._norms import AbstractNorm as AbstractNorm

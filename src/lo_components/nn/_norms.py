@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ..parametrization import Axis, WidthSpec
-from ._layers import AbstractLayer, as_axis, divided
+from ._base import AbstractLayer
+from ._layers import as_axis, divided
 
 
 class AbstractNorm(AbstractLayer):

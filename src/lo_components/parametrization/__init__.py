@@ -3,8 +3,6 @@
 from ._absorbed import Absorbed as Absorbed
 from ._absorbed import reinitialize as reinitialize
 from ._base import AbstractParametrization as AbstractParametrization
-from ._base import Axis as Axis
-from ._base import WidthSpec as WidthSpec
 from ._base import check_widths as check_widths
 from ._depth import DepthMuP as DepthMuP
 from ._infer import infer_widths as infer_widths
@@ -19,3 +17,5 @@ from ._rule import RuleByRank as RuleByRank
 from ._rule import UpdateRule as UpdateRule
 from ._rule import every_leaf as every_leaf
 from ._standard import SP as SP
+from ._width import Axis as Axis
+from ._width import WidthSpec as WidthSpec

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._types import typechecked
-from ._base import AbstractParametrization, Axis, WidthSpec, check_multipliers, check_widths
+from ._base import AbstractParametrization, check_multipliers, check_widths
 from ._mup import MuP
 from ._rule import UpdateRule
+from ._width import Axis, WidthSpec
 
 
 class Absorbed(AbstractParametrization):

@@ -8,7 +8,8 @@ from typing import Any
 
 import equinox as eqx
 
-from ._base import Axis, WidthSpec, path_parts
+from ._base import path_parts
+from ._width import Axis, WidthSpec
 
 Axes = tuple[str, ...]
 AXES = ("stack", "in", "out", "kernel")

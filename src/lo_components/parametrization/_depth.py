@@ -2,9 +2,10 @@ import math
 
 from jaxtyping import Array, Float
 
-from ._base import AbstractParametrization, Axis, WidthSpec
+from ._base import AbstractParametrization
 from ._mup import MuP
 from ._rule import UpdateRule
+from ._width import Axis, WidthSpec
 
 
 class DepthMuP(AbstractParametrization):

@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 from .._tree import check_build, check_has_arrays, path_name
 from .._types import typechecked
 from ._axes import NORMED, ROLES, Axes, ByPath, DeclaredAxes, Sizes, complete, declare, indices, is_known_layer
-from ._base import WidthSpec, inner_projections
+from ._base import inner_projections
+from ._width import WidthSpec
 
 
 @typechecked

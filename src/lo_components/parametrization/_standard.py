@@ -1,7 +1,8 @@
 from jaxtyping import Array, Float
 
-from ._base import AbstractParametrization, Axis, WidthSpec
+from ._base import AbstractParametrization
 from ._rule import UpdateRule
+from ._width import Axis, WidthSpec
 
 
 class SP(AbstractParametrization):
