@@ -14,6 +14,7 @@ after 4,000 steps.
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def final(curves: np.ndarray) -> np.ndarray:
     return curves[:, -50:].mean(1)
 
 
-def kept(start, trained, found: dict[str, tuple[Any, int]], seeds: int, out: Path) -> list[list]:
+def kept(start, trained, found: dict[str, tuple[Any, int]], seeds: int, figure: Path) -> Iterator[list]:
     """A row for each fraction that is kept: losses over those of the control. Also a figure."""
-    rows = [["kept", *found, "mean"]]
+    yield ["kept", *found, "mean"]
     control = loc.recipes.rms_muon(RATE)
     panels = {name: {"rms_muon": losses(control, task, steps, seeds)} for name, (task, steps) in found.items()}
     for part in (0.5, 0.7, 0.85, 1.0):
@@ -53,40 +54,39 @@ def kept(start, trained, found: dict[str, tuple[Any, int]], seeds: int, out: Pat
         for name, (task, steps) in found.items():
             panels[name][label] = losses(learner, task, steps, seeds)
         ratios = [float(np.mean(final(x[label]) / final(x["rms_muon"]))) for x in panels.values()]
-        rows.append([part, *ratios, float(np.exp(np.mean(np.log(ratios))))])
-    loc.plots.training_curves(panels, out.with_suffix(".svg"), title="Tasks of validation")
-    return rows
+        yield [part, *ratios, float(np.exp(np.mean(np.log(ratios))))]
+    loc.plots.training_curves(panels, figure, title="Tasks of validation")
 
 
-def rates(learner, found: dict[str, tuple[Any, int]], seeds: int, horizons: tuple[int, ...]) -> list[list]:
+def rates(learner, found: dict[str, tuple[Any, int]], seeds: int, horizons: tuple[int, ...]) -> Iterator[list]:
     """A row for each horizon and peak of the learning rate: losses."""
-    rows: list[list] = [["steps", "peak", *found]]
+    yield ["steps", "peak", *found]
     for steps in horizons:
         for peak in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3):
             changed = eqx.tree_at(lambda x: x.schedule, learner, loc.schedules.WarmUpAndDecay(peak))
-            ends = [final(losses(changed, task, steps, seeds)).mean() for task, _ in found.values()]
-            rows.append([steps, peak, *ends])
-    return rows
+            yield [steps, peak, *(final(losses(changed, task, steps, seeds)).mean() for task, _ in found.values())]
 
 
 def main(data: Path | None, run: Path, seed: int, out: Path, seeds: int, compare_rates: bool, smoke: bool) -> None:
-    key = jax.random.split(jax.random.key(seed))[0]
-    start = loc.recipes.residual_muon(RATE, key=key)
     found, horizons = tasks(data), (500, 4000)
     if smoke:
-        found, seeds, horizons, trained = {"16x16, CNN": (found["16x16, CNN"][0], 2)}, 1, (2,), start
+        found, seeds, horizons = {"16x16, CNN": (found["16x16, CNN"][0], 2)}, 1, (2,)
+        trained = loc.pretrained("residual_muon")
     else:
         trained = loc.weights.load(max(run.glob("checkpoint-*.safetensors")))
-        start = eqx.tree_at(lambda x: x.schedule, start, trained.schedule)  # that of the run
+    start = loc.recipes.residual_muon(RATE, key=jax.random.split(jax.random.key(seed))[0])
+    start = eqx.tree_at(lambda x: x.schedule, start, trained.schedule)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if compare_rates:
         rows = rates(kept_part(start, trained, 0.5), found, seeds, horizons)
     else:
-        rows = kept(start, trained, found, seeds, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+        rows = kept(start, trained, found, seeds, out.with_suffix(".svg"))
     with out.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    for row in rows:
-        print("".join(f"{x if isinstance(x, str) else format(x, '.4g'):>26}" for x in row))
+        table = csv.writer(file, lineterminator="\n")
+        for row in rows:
+            cells = [x if isinstance(x, str) else format(x, ".4g") for x in row]
+            table.writerow(cells)
+            print("".join(f"{cell:>26}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -107,3 +107,8 @@ def test_the_part_that_is_kept_lies_between_the_initial_and_the_learned_optimize
     assert eqx.tree_equal(found[1], constants)
     for first, last in zip(jax.tree.leaves(theta), jax.tree.leaves(found[0]), strict=True):
         np.testing.assert_allclose(last, first + kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [recipes.rms_muon, partial(recipes.residual_muon, key=jax.random.key(0))])
+def test_recipes_of_muon_pass_on_their_schedule(make):
+    assert make(0.1, warm_up=0.2, reference_steps=30).schedule == WarmUpAndDecay(0.1, 0.2, 30)

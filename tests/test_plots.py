@@ -21,6 +21,17 @@ def test_training_curves_show_every_optimizer_and_end_where_losses_are_not_finit
     assert 0 < drawn(tmp_path / "one.png") < drawn(tmp_path / "two.png")
 
 
+def test_long_titles_are_wrapped_and_a_single_seed_has_no_band(tmp_path, monkeypatch):
+    axes, titles, bands = pytest.importorskip("matplotlib.axes").Axes, [], []
+    monkeypatch.setattr(axes, "set_title", lambda self, title: titles.append(title))
+    monkeypatch.setattr(axes, "fill_between", lambda self, *args, **kwargs: bands.append(args))
+    panels = {"a transformer of width 32 with one block": 2, "one\ntwo": 1, f"{'long ' * 9}$x y$": 1}
+    panels = {title: {"Adam": np.ones((seeds, 3))} for title, seeds in panels.items()}
+    plots.training_curves(panels, tmp_path / "figure.svg")
+    assert titles == ["a transformer of width 32 with\none block", "one\ntwo", list(panels)[2]]
+    assert len(bands) == 1
+
+
 def test_more_names_than_colours_are_told_apart_by_dashes(tmp_path, monkeypatch):
     axes, looks = pytest.importorskip("matplotlib.axes").Axes, []
     plot = axes.plot

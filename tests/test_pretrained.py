@@ -16,6 +16,7 @@ from helpers import SGD, SOURCE, run_python
 
 from lo_components import Card, Pretrained, data, meta, optimizers, pretrained, recipes, tasks, unroll, weights
 from lo_components.parametrization import SP, MuP
+from lo_components.schedules import Progress
 
 ROOT = SOURCE.parents[1]
 FOLDER = SOURCE / "_pretrained"
@@ -205,3 +206,10 @@ def test_the_log_of_meta_training_is_in_the_repository_and_agrees_with_the_card(
     assert int(rows[-1]["step"]) == card.meta_steps
     assert float(rows[-1]["seconds"]) == pytest.approx(card.seconds, rel=1e-3)
     assert sum(float(row["meta_loss"]) for row in last) / len(last) == pytest.approx(card.meta_loss, rel=1e-3)
+
+
+def test_the_rate_of_residual_muon_is_for_the_longest_of_its_meta_training_and_falls_beyond():
+    schedule = pretrained("residual_muon").schedule
+    assert f" to {schedule.reference_steps} steps" in pretrained.card("residual_muon").horizon
+    peaks = [schedule((), Progress(jnp.asarray(n // 20 - 1), num_steps=jnp.asarray(n)))[0] for n in (200, 1000, 4000)]
+    np.testing.assert_allclose(peaks, [4e-3, 4e-3, 2e-3], rtol=1e-5)

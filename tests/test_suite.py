@@ -331,6 +331,7 @@ def test_the_suite_runs_shipped_optimizers_under_the_parametrization_of_their_ca
         assert eqx.tree_equal(found.learner(1.0, 100), loc.pretrained(name))
     for name in ("residual_muon_tuned", "rms_muon"):
         assert getattr(shipped, name).learner(0.25, 100).schedule.peak == 0.25
+        assert getattr(shipped, name).learner(0.25, 100).schedule.reference_steps is None  # tuned at this very length
     assert eqx.tree_equal(shipped.residual_muon_sp.learner(1.0, 100), loc.pretrained("residual_muon"))
     assert shipped.residual_muon_sp.growth == suite.Growth()
 

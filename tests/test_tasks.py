@@ -11,6 +11,7 @@ from lo_components.data import TokenDataset, digits, image_dataset
 from lo_components.nn import MLP, BatchNorm
 from lo_components.parametrization import PROPORTIONAL, SCALE_FREE, SP, Absorbed, MuP, infer_widths
 from lo_components.tasks import (
+    Autoencoding,
     ImageClassification,
     LinearRegression,
     Quadratic,
@@ -198,6 +199,22 @@ def test_an_autoencoder_is_compared_with_pixels_from_0_to_1():
     batch = task.batch(key=KEY)
     np.testing.assert_allclose(task.loss(params, batch, key=KEY), np.mean((batch[0] - 0.5) ** 2), rtol=1e-5)
     assert [layer.weight.shape for layer in params.layers] == [(4, 48), (1, 4), (4, 1), (48, 4)]
+
+
+def test_a_model_of_equinox_is_an_autoencoder():
+    def build(width, key):
+        return eqx.nn.Sequential(
+            [eqx.nn.Lambda(jnp.ravel), eqx.nn.MLP(48, 48, width, 1, final_activation=jax.nn.sigmoid, key=key)]
+        )
+
+    widths = infer_widths(lambda width: build(width, KEY), 4, 8, 16)
+    task = Autoencoding(
+        small_images(), eqx.Partial(build, 16), widths=widths, parametrization=Absorbed(MuP()), batch_size=3
+    )
+    params = task.init(key=KEY)
+    assert jax.tree.structure(task.widths) == jax.tree.structure(params)
+    assert 0 < task.loss(params, task.batch(key=KEY), key=KEY) < task.max_loss
+    assert sorted(set(scales_of(task).values())) == [0.25, 1.0]
 
 
 def test_the_loss_of_a_language_model_leaves_padding_out():
