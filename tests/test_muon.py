@@ -1,6 +1,7 @@
 """Muon with updates of root mean square 1, and its learned relative."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -12,6 +13,7 @@ import pytest
 
 from lo_components import partition, recipes
 from lo_components.optimizers import StepContext
+from lo_components.schedules import WarmUpAndDecay
 
 RNG = np.random.default_rng(0)
 SHAPES = {"matrix": (6, 4), "kernel": (4, 3, 2, 2), "bias": (5,), "gain": ()}
