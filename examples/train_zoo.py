@@ -2,11 +2,11 @@
 
     python examples/train_zoo.py
     python examples/train_zoo.py --fashion-mnist FOLDER --cifar10 FOLDER --text FOLDER --lm1b FOLDER
-    python examples/train_zoo.py --weights FILE   # another learned optimizer than the pretrained residual_muon
+    python examples/train_zoo.py --weights FILE   # another learned optimizer; its card lies beside the file
     python examples/train_zoo.py --smoke          # a tiny version
 
 By default images are scikit-learn's digits, and text is Python's own documentation. Prints the first and the last loss
-of each model, and saves a figure. All models are under the muP of `residual_muon`; neither optimizer is tuned.
+of each model, and saves a figure. All models are under the parametrization of the card; neither optimizer is tuned.
 """
 
 import argparse
@@ -23,9 +23,7 @@ import numpy as np
 import optax
 
 import lo_components as loc
-
-CARD = loc.pretrained.card("residual_muon")
-MUP: dict[str, Any] = dict(parametrization=CARD.parametrization, base_width=CARD.base_width)
+from lo_components.parametrization import SP
 
 
 def language_task(read: Callable, files: list[Path], vocab_size: int, length: int, **sizes):
@@ -42,28 +40,31 @@ def language_task(read: Callable, files: list[Path], vocab_size: int, length: in
 
 
 def make_tasks(
-    fashion: Path | None, cifar: Path | None, text: Path | None, lm1b: Path | None, small: bool
+    card: loc.Card, fashion: Path | None, cifar: Path | None, text: Path | None, lm1b: Path | None, small: bool
 ) -> dict[str, Callable]:
-    """Functions that build the tasks, by name."""
+    """Functions that build the tasks under the parametrization of the card, by name."""
+    base: dict[str, Any] = dict(parametrization=card.parametrization, base_width=card.base_width)
     gray = loc.data.digits() if fashion is None else loc.data.fashion_mnist(fashion)
     color = gray if cifar is None else loc.data.cifar10(cifar)
     patch_size = max(2, color.image_shape[0] // 4)
     width, blocks, batch_size = (16, (1, 1), 8) if small else (128, (1, 1, 1), 64)
     tasks = loc.tasks
-    language = dict(width=width, depth=2, heads=4, batch_size=batch_size // 2, **MUP)
+    language = dict(width=width, depth=2, heads=4, batch_size=batch_size // 2, **base)
     shards = sorted(lm1b.rglob("news.en*-of-*")) if lm1b else []
     words = sorted(text.glob("*.txt")) if text else []
     found = {
-        "MLP": lambda: tasks.mlp_classification(gray, width=width, depth=3, batch_size=2 * batch_size, **MUP),
-        "CNN": lambda: tasks.cnn_classification(color, width=width // 2, batch_size=batch_size, **MUP),
+        "MLP": lambda: tasks.mlp_classification(
+            gray, width=width, depth=3, base_in_size=card.base_in_size, batch_size=2 * batch_size, **base
+        ),
+        "CNN": lambda: tasks.cnn_classification(color, width=width // 2, batch_size=batch_size, **base),
         "ResNet, group norm": lambda: tasks.resnet_classification(
-            color, blocks=blocks, width=width, batch_size=batch_size // 2, **MUP
+            color, blocks=blocks, width=width, batch_size=batch_size // 2, **base
         ),
         "ResNet, batch norm": lambda: tasks.resnet_classification(
-            color, blocks=blocks, width=width, norm=loc.nn.BatchNorm, batch_size=batch_size // 2, **MUP
+            color, blocks=blocks, width=width, norm=loc.nn.BatchNorm, batch_size=batch_size // 2, **base
         ),
         "ViT": lambda: tasks.vit_classification(
-            color, patch_size=patch_size, width=width, depth=2, heads=4, batch_size=batch_size, **MUP
+            color, patch_size=patch_size, width=width, depth=2, heads=4, batch_size=batch_size, **base
         ),
         "LM": lambda: language_task(partial(loc.data.text_files, words), words, 2_000, 32, **language),
     }
@@ -83,14 +84,15 @@ def main(
     learning_rate: float = 1e-2,
     smoke: bool = False,
 ) -> None:
-    learned = loc.pretrained(CARD.name) if weights is None else loc.weights.load(weights)
-    optimizers = {
-        "muAdam": loc.OptaxOptimizer(optax.adam, learning_rate),
-        CARD.name if weights is None else weights.stem: learned,
-    }
+    name, folder = (
+        ("residual_muon", loc.pretrained) if weights is None else (weights.stem, loc.Pretrained(weights.parent))
+    )
+    card = folder.card(name)
+    adam = "Adam" if card.parametrization == SP() else "muAdam"
+    optimizers = {adam: loc.OptaxOptimizer(optax.adam, learning_rate), name: folder(name)}
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
-    tasks = make_tasks(fashion_mnist, cifar10, text, lm1b, smoke)
+    tasks = make_tasks(card, fashion_mnist, cifar10, text, lm1b, smoke)
     # Compiling the large models takes too long for a smoke run.
     for name, make in list(tasks.items())[: 1 if smoke else None]:
         task, panels[name] = make(), {}
@@ -102,7 +104,7 @@ def main(
             panels[name][label] = losses = np.asarray(curves.losses)
             seconds = time.perf_counter() - begin
             print(f"{name:<20}{label:<24}{losses[0, 0]:>11.4f}{curves.final()[0]:>11.4f}{seconds:>9.0f}", flush=True)
-    loc.plots.training_curves(panels, out, title="Every model, with Adam and with a learned optimizer, under muP")
+    loc.plots.training_curves(panels, out, title="Every model, with Adam and with a learned optimizer")
     print(f"\nfigure: {out}")
 
 
