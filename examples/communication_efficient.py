@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import lo_components as loc
 from lo_components.aggregators import Mean, Screened, SlowMo
+from lo_components.optimizers import StepContext
 
 WORKERS, BATCH_SIZE, RATE = 8, 16, 0.1
 
@@ -47,7 +48,7 @@ def plain(loss, optimizer):
     return step
 
 
-def with_local_steps(loss, aggregator):
+def with_local_steps(loss, aggregator, rounds: int):
     """One step of a loop that exchanges the deltas of local steps. Only this function differs from `plain`."""
 
     def worker(params, batches):
@@ -60,7 +61,7 @@ def with_local_steps(loss, aggregator):
 
     def step(params, state, batches):
         deltas, values = jax.vmap(worker, in_axes=(None, 0))(params, batches)
-        updates, state = aggregator.aggregate(deltas, state, params)
+        updates, state = aggregator.aggregate(deltas, state, params, context=StepContext(num_steps=rounds))
         return optax.apply_updates(params, updates), state, jnp.mean(values)
 
     return step
@@ -84,7 +85,7 @@ def main(
     weights: Path | None = None,
     out: Path = Path("communication_efficient.png"),
     local_steps: int = 8,
-    rounds: int = 300,
+    rounds: int = 60,
     smoke: bool = False,
 ) -> None:
     if smoke:
@@ -95,12 +96,12 @@ def main(
     loss = make_loss(static)
 
     # `Screened` leaves out workers whose deltas are unusually large; non-finite ones are always left out.
-    learned = loc.pretrained("lopt_a") if weights is None else loc.weights.load(weights)
+    learned = loc.pretrained("outer_residual_muon") if weights is None else loc.weights.load(weights)
     aggregators = {"mean of local SGD": Mean(), "SlowMo": SlowMo(0.8), "learned": learned}
     aggregators = {name: Screened(aggregator) for name, aggregator in aggregators.items()}
     optimizer = optax.sgd(RATE)
     steps = {"SGD, every step": (plain(loss, optimizer), optimizer.init(params), 1)}
-    steps |= {name: (with_local_steps(loss, a), a.init(params), local_steps) for name, a in aggregators.items()}
+    steps |= {name: (with_local_steps(loss, a, rounds), a.init(params), local_steps) for name, a in aggregators.items()}
 
     curves = {
         name: train(name, step, state, params, dataset, h, rounds, key) for name, (step, state, h) in steps.items()
@@ -118,10 +119,12 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="a meta-trained aggregator, instead of the pretrained LOpt-A")
+    parser.add_argument(
+        "--weights", type=Path, help="a meta-trained aggregator, instead of the pretrained outer_residual_muon"
+    )
     parser.add_argument("--out", type=Path, default=Path("communication_efficient.png"))
     parser.add_argument("--local-steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--smoke", action="store_true", help="run a tiny version")
     try:
         main(**vars(parser.parse_args()))

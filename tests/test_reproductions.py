@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,6 +192,8 @@ def test_steps_of_a_baseline_see_the_samples_of_a_round():
     aggregator, round_ = found["SlowMo"].make(100, 0.5, 0.8, 1.0)
     assert isinstance(aggregator, loc.aggregators.SlowMo) and round_.num_workers == 2
     assert len(_rounds.baseline("SlowMo", 2, 3, coarse=False, batch=5).grid) == 320
+    aggregator, round_ = _rounds.baseline("outer Muon", 2, 3, coarse=True, batch=5).make(100, 0.5, 0.01)
+    assert eqx.tree_equal(aggregator.optimizer, loc.recipes.rms_muon(0.01)) and round_.local_steps == 3
 
 
 def panel(**finals):
@@ -249,12 +252,31 @@ def test_verdicts_come_from_results(tmp_path):
     assert without[-2] == f"| 6 | {claims[-1].says} |"
     (tmp_path / "x.json").write_text(json.dumps(content | {"settings": {"smoke": True, "data": "real"}}))
     with pytest.raises(ValueError, match="holds a smoke test"):
-        _page.section(tmp_path)
+        _page.verdicts(tmp_path)
 
 
-def test_the_page_has_the_results_that_there_are():
-    section = _page.BEGIN + _page.section() + _page.END
-    assert section in _page.PAGE.read_text(), "run `python examples/reproductions/_page.py --write`"
+def test_rounds_are_tabulated():
+    optimizers = {"SlowMo": {"final": [0.5, 0.25, 0.75]}, "LOpt-A": {"final": [0.5, None, 0.25]}}
+    of = {"steps": 1000, "optimizers": optimizers, "rounds_to": {"SlowMo": {"SlowMo": [9, 8, None], "LOpt-A": [4] * 3}}}
+    assert list(_page.rounds_of_one(of)) == [
+        "| | to the loss of SlowMo (0.5000) | loss after 1,000 rounds |",
+        "| --- | --- | --- |",
+        "| SlowMo | 9 (8 to never) | 0.500 (0.250 to 0.750) |",
+        "| LOpt-A | 4 | 0.500 (0.250 to never) |",
+    ]
+    other = {"steps": 20, "optimizers": {"SlowMo": {"final": [None]}}, "rounds_to": {"SlowMo": {"SlowMo": [None]}}}
+    assert list(_page.rounds_elsewhere({"H = 4": of, "K = 2": other}, ["H = 4", "K = 2"])) == [
+        "| | H = 4, 1000 rounds | K = 2, 20 rounds |",
+        "| --- | --- | --- |",
+        "| SlowMo | 9, 0.500 | never, inf |",
+        "| LOpt-A | 4, 0.500 |  |",
+    ]
+
+
+@pytest.mark.parametrize("page", _page.PAGES, ids=lambda page: page.stem)
+def test_pages_have_the_results_that_there_are(page):
+    tables = _page.BEGIN + _page.PAGES[page]() + _page.END
+    assert tables in page.read_text(), "run `python examples/reproductions/_page.py --write`"
 
 
 def test_linear_decay_scales_updates_from_one_to_zero(standard_promotion):

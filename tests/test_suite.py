@@ -324,7 +324,7 @@ def test_the_anchor_tunes_only_a_grid(tiny, tmp_path, rates):
 
 
 def test_the_suite_runs_shipped_optimizers_under_the_parametrization_of_their_cards():
-    for name in ("mulo_s", "mulo_m", "lo_s", "lo_m", "residual_muon"):
+    for name in ("mulo", "mulo_s", "mulo_m", "lo_s", "lo_m", "residual_muon"):
         found, card = getattr(shipped, name), loc.pretrained.card(name)
         assert (found.name, found.rates) == (name, (1.0,))
         assert found.growth == suite.Growth(card.parametrization, card.base_width, card.base_in_size)

@@ -42,7 +42,7 @@ residual_muon_tuned = Optimizer(
 )
 residual_muon_sp = Optimizer("residual_muon_sp", residual_muon.make)  # in networks that know nothing of muP
 rms_muon = Optimizer("rms_muon", lambda rate, horizon: loc.recipes.rms_muon(rate), _RATES, residual_muon.growth)
-mulo_s, mulo_m, lo_s, lo_m = map(_as_it_is, ("mulo_s", "mulo_m", "lo_s", "lo_m"))
+mulo, mulo_s, mulo_m, lo_s, lo_m = map(_as_it_is, ("mulo", "mulo_s", "mulo_m", "lo_s", "lo_m"))
 
 
 def _arrays(file: str):

@@ -180,6 +180,7 @@ def aggregating_pays(results: dict) -> Pairs:
 
 
 LOCAL_STEPS = ("H = 4", "H = 8", "H = 16")
+SMALL_PANELS, LARGE_PANELS = (*LOCAL_STEPS, "K = 4", "K = 16", "CNN"), ("width 128", "CIFAR-10")
 WIDTH, TRANSFORMERS = "figures_2_to_4_width.py", "figure_5_transformers.py"
 SP_LEARNED, ADAM = ("lo_s", "lo_m"), ("adam_s", "adam_m")
 CLAIMS = [
@@ -379,6 +380,20 @@ CLAIMS = [
             ["LAgg-A", "LAgg-A, muP", "pooled LAgg-A", "pooled LAgg-A, muP"],
             ["outer Nesterov"],
             1.0,
+        ),
+    ),
+    Claim(
+        BEYOND,
+        "rounds",
+        "residual_muon as the outer optimizer, under muP on larger tasks, needs at least 2 times fewer rounds than "
+        "SlowMo, and no more than outer Nesterov and an outer Muon of which nothing is learned.",
+        "lagg_rounds.py",
+        joined(
+            *(
+                fewer(panels, [f"outer residual_muon{suffix}"], baselines, times)
+                for panels, suffix in ((SMALL_PANELS, ""), (LARGE_PANELS, ", muP"))
+                for baselines, times in ((["SlowMo"], 2.0), (["outer Nesterov", "outer Muon"], 1.0))
+            )
         ),
     ),
 ]

@@ -1,6 +1,6 @@
-"""Make the tables of docs/reproductions.md from the claims, and from the results that there are.
+"""Make tables of the documentation from the results that there are: claims with verdicts, and rounds.
 
-Prints them; `--write` puts them into the page. To add results, copy `results.json` of a script's folder to
+Prints them; `--write` puts them into the pages. To add results, copy `results.json` of a script's folder to
 `results/NAME_OF_THE_SCRIPT.json` in this folder. Run: `python examples/reproductions/_page.py --write`.
 """
 
@@ -13,15 +13,16 @@ from typing import Any
 
 from _claims import CLAIMS, Claim
 from _optimizers import LABELS
+from _results import middle
 from _tasks import STAND_INS
 
 FOLDER = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[2] / "docs" / "reproductions.md"
+DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- begin: made by examples/reproductions/_page.py -->\n", "<!-- end -->\n"
 NOT_ATTEMPTED = "Not attempted"
 
 
-def section(folder: Path = FOLDER) -> str:
+def verdicts(folder: Path = FOLDER) -> str:
     """The Markdown of all claims, by paper and script."""
     found = {path.stem: load(path) for path in sorted(folder.glob("*.json"))}
     lines = []
@@ -88,16 +89,70 @@ def measured(claim: Claim, results: dict[str, Any]) -> tuple[str, str]:
     return "<br>".join(text for text, _ in pairs), verdict if pairs else NOT_ATTEMPTED.lower()
 
 
-def write(page: Path = PAGE) -> None:
-    """Replace the section in the page."""
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(before + BEGIN + section() + END + rest.split(END, 1)[1])
+def rounds(folder: Path = FOLDER) -> str:
+    """The Markdown of the rounds that aggregators take: on the task of meta-training, and elsewhere."""
+    content = load(folder / "lagg_rounds.json")
+    same, *others = content["results"]
+    return (
+        "\n".join([*rounds_of_one(content["results"][same]), "", *rounds_elsewhere(content["results"], others)]) + "\n"
+    )
+
+
+def rounds_of_one(of: dict[str, Any]) -> Iterator[str]:
+    """Medians (lowest to highest) of the rounds to final losses of baselines, and of the final loss."""
+    targets = [name for name in ("local SGD", "SlowMo", "outer Nesterov", "outer Muon") if name in of["rounds_to"]]
+    losses = [f"to the loss of {name} ({middle(of['optimizers'][name]['final']):.4f})" for name in targets]
+    yield f"| | {' | '.join(losses)} | loss after {of['steps']:,} rounds |"
+    yield f"| --- |{' --- |' * (len(targets) + 1)}"
+    for name, found in of["optimizers"].items():
+        cells = [spread(of["rounds_to"][target][name], "{:.0f}") for target in targets]
+        yield f"| {name} | {' | '.join([*cells, spread(found['final'], '{:.3f}')])} |"
+
+
+def rounds_elsewhere(results: dict[str, Any], panels: list[str]) -> Iterator[str]:
+    """Median rounds to the final loss of SlowMo, and median final losses."""
+    titles = [f"{panel}, {results[panel]['steps']} rounds" for panel in panels]
+    yield f"| | {' | '.join(titles)} |"
+    yield f"| --- |{' --- |' * len(panels)}"
+    for name in dict.fromkeys(name for panel in panels for name in results[panel]["optimizers"]):
+        found = [results[panel] for panel in panels]
+        cells = [
+            f"{count(of['rounds_to']['SlowMo'][name])}, {middle(of['optimizers'][name]['final']):.3f}"
+            if name in of["optimizers"]
+            else ""
+            for of in found
+        ]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def count(values: list[float | None]) -> str:
+    return "never" if middle(values) == float("inf") else f"{middle(values):.0f}"
+
+
+def spread(values: list[float | None], form: str) -> str:
+    """The median, and the lowest and the highest value."""
+    low, mid, high = (
+        "never" if x == float("inf") else form.format(x)
+        for x in (function([float("inf") if x is None else x for x in values]) for function in (min, middle, max))
+    )
+    return low if low == high else f"{mid} ({low} to {high})"
+
+
+PAGES = {DOCS / "reproductions.md": verdicts, DOCS / "results" / "communication.md": rounds}
+
+
+def with_tables(page: str, tables: str) -> str:
+    """The page with these tables between its two marks."""
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + tables + END + rest.split(END, 1)[1]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write them into docs/reproductions.md")
-    if parser.parse_args().write:
-        write()
-    else:
-        print(section(), end="")
+    parser.add_argument("--write", action="store_true", help="write them into the pages")
+    writes = parser.parse_args().write
+    for page, make in PAGES.items():
+        if writes:
+            page.write_text(with_tables(page.read_text(), make()))
+        else:
+            print(make(), end="")

@@ -13,6 +13,7 @@ from lo_components.parametrization import SP
 from lo_components.unroll import GradientStep, LocalRound
 
 WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
+MUON_LOCAL_RATE = 0.3  # with which `outer_residual_muon` was meta-trained
 WIDTH, PIXELS = 32, 64  # of the network on which aggregators are meta-trained
 LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
 RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
@@ -35,6 +36,11 @@ AGGREGATORS = {
         (LOCAL_RATES, RATES),
         (LOCAL_RATES, (0.01, 0.001)),
         lambda rate: OuterOptimizer(loc.OptaxOptimizer(optax.adam, rate)),
+    ),
+    "outer Muon": (
+        (LOCAL_RATES, (0.0025, 0.005, 0.01, 0.02, 0.04)),
+        (LOCAL_RATES, (0.005, 0.01, 0.02)),
+        lambda rate: OuterOptimizer(loc.recipes.rms_muon(rate)),
     ),
 }
 # Optimizers whose step takes as many samples as a round of the aggregators.

@@ -6,7 +6,8 @@
 
 A small version of the experiments of arXiv 2312.02204, in which K = 8 workers take H = 4 local steps. Baselines are
 tuned on each panel, by the mean loss over the last 20 rounds of one seed: on the paper's grid if the panel is as in
-meta-training, and on a coarse one elsewhere. Aggregators are meta-trained by `meta_train.py`.
+meta-training, and on a coarse one elsewhere. Aggregators are meta-trained by `meta_train.py`, and beyond the paper,
+`outer_residual_muon` by `../outer_residual_muon.py`; its control is the outer Muon, of which nothing is learned.
 """
 
 import functools
@@ -17,14 +18,29 @@ import numpy as np
 from _compare import arguments, in_json, program, settings, train_all
 from _optimizers import Optimizer, digest, load
 from _results import finite, summary, write
-from _rounds import BASELINES, LOCAL_RATE, LOCAL_STEPS, WIDTH, WORKERS, baselines, local_round, meta_trained_mlp
+from _rounds import (
+    BASELINES,
+    LOCAL_RATE,
+    LOCAL_STEPS,
+    MUON_LOCAL_RATE,
+    WIDTH,
+    WORKERS,
+    baselines,
+    local_round,
+    meta_trained_mlp,
+)
 from _tasks import Task, among, images
 
 import lo_components as loc
 from lo_components.parametrization import SP, MuP
 
-LEARNED = {"lagg_a": "LAgg-A", "lopt_a": "LOpt-A", "pooled_lagg_a": "pooled LAgg-A"}
-ELSEWHERE = ("local SGD", "SlowMo", "outer Nesterov")  # baselines that are tuned on every panel
+LEARNED = {
+    "lagg_a": "LAgg-A",
+    "lopt_a": "LOpt-A",
+    "pooled_lagg_a": "pooled LAgg-A",
+    "outer_residual_muon": "outer residual_muon",
+}
+ELSEWHERE = ("local SGD", "SlowMo", "outer Nesterov", "outer Muon")  # baselines that are tuned on every panel
 SAME = "H = 4"
 # How a panel differs from meta-training.
 PANELS = {
@@ -62,7 +78,7 @@ def panel(title: str, args) -> tuple[Task, dict[str, Optimizer]]:
         if name == "lagg_a" and workers != WORKERS:
             continue  # it has one input for each worker
         learner = loc.recipes.lopt_a(hidden_size=2, key=jax.random.key(0)) if args.smoke else load(name, args.weights)
-        round_ = local_round(workers, steps, LOCAL_RATE)
+        round_ = local_round(workers, steps, MUON_LOCAL_RATE if name == "outer_residual_muon" else LOCAL_RATE)
         for suffix, of in {"": SP(), ", muP": MuP(bias_std=0.0)}.items():
             if of == SP() or differing.get("mup"):
                 identity = [digest(learner), workers, steps]

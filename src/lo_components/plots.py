@@ -33,8 +33,8 @@ def training_curves(
 ) -> None:
     """Save training curves, one panel per task, on a common logarithmic scale.
 
-    Lines show the median loss over seeds, smoothed over 20 steps; bands span all seeds. A line ends at the first loss
-    that is not finite.
+    Lines show the median loss over seeds, smoothed over a twentieth of the steps (at most 20); bands span all seeds. A
+    line ends at the first loss that is not finite.
 
     **Arguments:**
 
@@ -73,8 +73,9 @@ def _wrapped(title: str) -> str:
     return title if "$" in title else "\n".join(textwrap.fill(line, _TITLE) for line in title.split("\n"))
 
 
-def _smoothed(losses: np.ndarray, window: int = 20) -> np.ndarray:
-    """The mean of the last `window` losses, or of all so far; NaN from the first loss that is not finite."""
+def _smoothed(losses: np.ndarray) -> np.ndarray:
+    """The mean over the last twentieth of the steps, at most 20; NaN from the first loss that is not finite."""
+    window = min(20, 1 + losses.shape[1] // 20)
     total = np.cumsum(np.where(np.isfinite(losses), losses, np.nan), axis=1)
     before = np.concatenate([np.zeros_like(total[:, :1]), total], axis=1)[:, :-1]
     start = np.maximum(np.arange(losses.shape[1]) - window + 1, 0)
@@ -126,7 +127,7 @@ def transfer(
     """Save learning-rate sweeps, one panel per parametrization: the loss against the learning rate for each width.
 
     Lines show the median over seeds, bands span all seeds, and dots mark the best learning rate of each width. Losses
-    that are not finite are omitted.
+    that are not finite are omitted, and the axis ends at ten times the lowest median.
 
     **Arguments:**
 
@@ -138,6 +139,7 @@ def transfer(
     Raises `ImportError` if matplotlib is missing.
     """
     with _figure(len(panels), path, title, "learning rate", "training loss") as axes:
+        lowest = np.inf
         for axis, (panel, losses) in zip(axes, panels.items(), strict=True):
             for i, (width, values) in enumerate(losses.items()):
                 color = _color(i)
@@ -149,10 +151,13 @@ def transfer(
                 )
                 if np.isfinite(middle).any():
                     best = int(np.nanargmin(middle))
+                    lowest = min(lowest, middle[best])
                     axis.plot(learning_rates[best], middle[best], "o", color=color)
             axis.set_title(_wrapped(panel))
             axis.set_xscale("log")
             axis.set_yscale("log")
+        if np.isfinite(lowest):
+            axes[0].set_ylim(0.8 * lowest, 10 * lowest)  # of all panels
 
 
 def bias_and_variance(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:

@@ -97,7 +97,9 @@ class Pretrained:
         return card
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<16}{self.card(name).summary}" for name in self.names())
+        names = self.names()
+        width = max(map(len, names), default=0) + 2
+        return "\n".join(f"{name:<{width}}{self.card(name).summary}" for name in names)
 
     @property
     def _path(self) -> Path:
