@@ -6,7 +6,8 @@
 
 Eight workers train an Equinox model on scikit-learn's digits. Either they exchange gradients after every step, or the
 deltas of several local steps, which are aggregated by their mean, SlowMo or a learned aggregator. Prints the loss over
-rounds, and plots it over the bytes sent.
+rounds, and plots it over the bytes sent. All methods learn these few images by heart: the learned aggregator is ahead
+in the first half, and SlowMo at the end.
 """
 
 import argparse

@@ -88,29 +88,31 @@ def main(
         ("residual_muon", loc.pretrained) if weights is None else (weights.stem, loc.Pretrained(weights.parent))
     )
     card = folder.card(name)
+    if card.kind != "optimizer":
+        raise ValueError(f"`{name}` is an {card.kind}, and models are trained with an optimizer here.")
     adam = "Adam" if card.parametrization == SP() else "muAdam"
     optimizers = {adam: loc.OptaxOptimizer(optax.adam, learning_rate), name: folder(name)}
     panels = {}
     print(f"{'task':<20}{'optimizer':<24}{'first loss':>11}{'last loss':>11}{'seconds':>9}")
     tasks = make_tasks(card, fashion_mnist, cifar10, text, lm1b, smoke)
     # Compiling the large models takes too long for a smoke run.
-    for name, make in list(tasks.items())[: 1 if smoke else None]:
-        task, panels[name] = make(), {}
+    for title, make in list(tasks.items())[: 1 if smoke else None]:
+        task, panels[title] = make(), {}
         for label, optimizer in optimizers.items():
             begin = time.perf_counter()
             curves = loc.meta.evaluate(
                 optimizer, task, num_steps=3 if smoke else steps, num_seeds=1, key=jax.random.key(1)
             )
-            panels[name][label] = losses = np.asarray(curves.losses)
+            panels[title][label] = losses = np.asarray(curves.losses)
             seconds = time.perf_counter() - begin
-            print(f"{name:<20}{label:<24}{losses[0, 0]:>11.4f}{curves.final()[0]:>11.4f}{seconds:>9.0f}", flush=True)
+            print(f"{title:<20}{label:<24}{losses[0, 0]:>11.4f}{curves.final()[0]:>11.4f}{seconds:>9.0f}", flush=True)
     loc.plots.training_curves(panels, out, title="Every model, with Adam and with a learned optimizer")
     print(f"\nfigure: {out}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="a learned optimizer (default: the pretrained residual_muon)")
+    parser.add_argument("--weights", type=Path, help="a learned optimizer with its card (default: residual_muon)")
     parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's idx files")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10's batches")
     parser.add_argument("--text", type=Path, help="folder with text files, one document per line")

@@ -107,7 +107,8 @@ def test_losses_are_summarized():
     np.testing.assert_allclose(found["lowest"], [1, steps[-20:].mean(), steps[-20:].mean()], rtol=1e-4)
     assert _results.summary(np.ones((1, 3)))["final"] == [1]
     assert _results.described([1.0, 0.5, None]) == "1.0000 (0.5000 to diverged)"
-    assert _results.described([None, None, 1.0]) == "diverged"
+    assert _results.described([None, None, 1.0]) == "diverged (1.0000 to diverged)"
+    assert _results.described([None, None], ".0f", "never") == "never"
 
 
 def test_json_names_no_folders(tmp_path, monkeypatch):
@@ -262,13 +263,13 @@ def test_rounds_are_tabulated():
         "| | to the loss of SlowMo (0.5000) | loss after 1,000 rounds |",
         "| --- | --- | --- |",
         "| SlowMo | 9 (8 to never) | 0.500 (0.250 to 0.750) |",
-        "| LOpt-A | 4 | 0.500 (0.250 to never) |",
+        "| LOpt-A | 4 | 0.500 (0.250 to diverged) |",
     ]
     other = {"steps": 20, "optimizers": {"SlowMo": {"final": [None]}}, "rounds_to": {"SlowMo": {"SlowMo": [None]}}}
     assert list(_page.rounds_elsewhere({"H = 4": of, "K = 2": other}, ["H = 4", "K = 2"])) == [
         "| | H = 4, 1000 rounds | K = 2, 20 rounds |",
         "| --- | --- | --- |",
-        "| SlowMo | 9, 0.500 | never, inf |",
+        "| SlowMo | 9, 0.500 | never, diverged |",
         "| LOpt-A | 4, 0.500 |  |",
     ]
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from _claims import CLAIMS, Claim
 from _optimizers import LABELS
-from _results import middle
+from _results import described, middle, shown
 from _tasks import STAND_INS
 
 FOLDER = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- begin: made by examples/reproductions/_page.py -->\n", "<!-- end -->\n"
 NOT_ATTEMPTED = "Not attempted"
+SAME = "H = 4"  # the panel of `lagg_rounds.py` that is as in meta-training
 
 
 def verdicts(folder: Path = FOLDER) -> str:
@@ -100,13 +101,15 @@ def rounds(folder: Path = FOLDER) -> str:
 
 def rounds_of_one(of: dict[str, Any]) -> Iterator[str]:
     """Medians (lowest to highest) of the rounds to final losses of baselines, and of the final loss."""
-    targets = [name for name in ("local SGD", "SlowMo", "outer Nesterov", "outer Muon") if name in of["rounds_to"]]
+    targets = [
+        name for name in ("local SGD", "SlowMo", "outer Nesterov, decay", "outer Muon") if name in of["rounds_to"]
+    ]
     losses = [f"to the loss of {name} ({middle(of['optimizers'][name]['final']):.4f})" for name in targets]
     yield f"| | {' | '.join(losses)} | loss after {of['steps']:,} rounds |"
     yield f"| --- |{' --- |' * (len(targets) + 1)}"
     for name, found in of["optimizers"].items():
-        cells = [spread(of["rounds_to"][target][name], "{:.0f}") for target in targets]
-        yield f"| {name} | {' | '.join([*cells, spread(found['final'], '{:.3f}')])} |"
+        cells = [described(of["rounds_to"][target][name], ".0f", "never") for target in targets]
+        yield f"| {name} | {' | '.join([*cells, described(found['final'], '.3f')])} |"
 
 
 def rounds_elsewhere(results: dict[str, Any], panels: list[str]) -> Iterator[str]:
@@ -117,25 +120,13 @@ def rounds_elsewhere(results: dict[str, Any], panels: list[str]) -> Iterator[str
     for name in dict.fromkeys(name for panel in panels for name in results[panel]["optimizers"]):
         found = [results[panel] for panel in panels]
         cells = [
-            f"{count(of['rounds_to']['SlowMo'][name])}, {middle(of['optimizers'][name]['final']):.3f}"
+            f"{shown(middle(of['rounds_to']['SlowMo'][name]), '.0f', 'never')}, "
+            f"{shown(middle(of['optimizers'][name]['final']), '.3f')}"
             if name in of["optimizers"]
             else ""
             for of in found
         ]
         yield f"| {name} | {' | '.join(cells)} |"
-
-
-def count(values: list[float | None]) -> str:
-    return "never" if middle(values) == float("inf") else f"{middle(values):.0f}"
-
-
-def spread(values: list[float | None], form: str) -> str:
-    """The median, and the lowest and the highest value."""
-    low, mid, high = (
-        "never" if x == float("inf") else form.format(x)
-        for x in (function([float("inf") if x is None else x for x in values]) for function in (min, middle, max))
-    )
-    return low if low == high else f"{mid} ({low} to {high})"
 
 
 PAGES = {DOCS / "reproductions.md": verdicts, DOCS / "results" / "communication.md": rounds}

@@ -54,14 +54,15 @@ def middle(values: list[float | None]) -> float:
     return float(np.median([np.inf if x is None else x for x in values]))
 
 
-def described(values: list[float | None]) -> str:
-    """The median over seeds, with the lowest and the highest."""
-    low, high = (("diverged" if x is None else f"{x:.4f}") for x in (min(values, key=_last), max(values, key=_last)))
-    return f"{middle(values):.4f} ({low} to {high})" if np.isfinite(middle(values)) else "diverged"
+def described(values: list[float | None], form: str = ".4f", lost: str = "diverged") -> str:
+    """The median over seeds (lowest to highest); `lost` stands for what is not finite."""
+    found = [np.inf if x is None else x for x in values]
+    low, mid, high = (shown(x, form, lost) for x in (min(found), middle(values), max(found)))
+    return low if low == high else f"{mid} ({low} to {high})"
 
 
-def _last(value: float | None) -> float:
-    return np.inf if value is None else value
+def shown(value: float, form: str = ".4f", lost: str = "diverged") -> str:
+    return f"{value:{form}}" if np.isfinite(value) else lost
 
 
 def write(path: Path, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

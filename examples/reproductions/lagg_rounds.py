@@ -6,8 +6,9 @@
 
 A small version of the experiments of arXiv 2312.02204, in which K = 8 workers take H = 4 local steps. Baselines are
 tuned on each panel, by the mean loss over the last 20 rounds of one seed: on the paper's grid if the panel is as in
-meta-training, and on a coarse one elsewhere. Aggregators are meta-trained by `meta_train.py`, and beyond the paper,
-`outer_residual_muon` by `../outer_residual_muon.py`; its control is the outer Muon, of which nothing is learned.
+meta-training, and on a coarse one elsewhere. Aggregators are meta-trained by `meta_train.py`. Beyond the paper,
+`outer_residual_muon` of the package is meta-trained by `../outer_residual_muon.py`. It is compared with what its
+meta-training starts from, and with the outer Muon, of which nothing is learned.
 """
 
 import functools
@@ -16,19 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _compare import arguments, in_json, program, settings, train_all
-from _optimizers import Optimizer, digest, load
-from _results import finite, summary, write
-from _rounds import (
-    BASELINES,
-    LOCAL_RATE,
-    LOCAL_STEPS,
-    MUON_LOCAL_RATE,
-    WIDTH,
-    WORKERS,
-    baselines,
-    local_round,
-    meta_trained_mlp,
-)
+from _optimizers import Optimizer, digest
+from _results import finite, middle, shown, summary, write
+from _rounds import BASELINES, LOCAL_STEPS, WIDTH, WORKERS, baselines, learned, local_round, meta_trained_mlp
 from _tasks import Task, among, images
 
 import lo_components as loc
@@ -39,8 +30,15 @@ LEARNED = {
     "lopt_a": "LOpt-A",
     "pooled_lagg_a": "pooled LAgg-A",
     "outer_residual_muon": "outer residual_muon",
+    "residual_muon": "residual_muon, not meta-trained further",
 }
-ELSEWHERE = ("local SGD", "SlowMo", "outer Nesterov", "outer Muon")  # baselines that are tuned on every panel
+ELSEWHERE = (
+    "local SGD",
+    "SlowMo",
+    "outer Nesterov",
+    "outer Nesterov, decay",
+    "outer Muon",
+)  # baselines that are tuned on every panel
 SAME = "H = 4"
 # How a panel differs from meta-training.
 PANELS = {
@@ -77,8 +75,10 @@ def panel(title: str, args) -> tuple[Task, dict[str, Optimizer]]:
     for name in args.optimizers:
         if name == "lagg_a" and workers != WORKERS:
             continue  # it has one input for each worker
-        learner = loc.recipes.lopt_a(hidden_size=2, key=jax.random.key(0)) if args.smoke else load(name, args.weights)
-        round_ = local_round(workers, steps, MUON_LOCAL_RATE if name == "outer_residual_muon" else LOCAL_RATE)
+        if args.smoke:
+            learner, round_ = loc.recipes.lopt_a(hidden_size=2, key=jax.random.key(0)), local_round(workers, steps, 0.5)
+        else:
+            learner, round_ = learned(name, workers, steps, args.weights)
         for suffix, of in {"": SP(), ", muP": MuP(bias_std=0.0)}.items():
             if of == SP() or differing.get("mup"):
                 identity = [digest(learner), workers, steps]
@@ -107,18 +107,12 @@ def rounds_to(results) -> dict[str, dict[str, list]]:
 
 def table(title: str, results, counts) -> str:
     """Median rounds to the final losses of baselines, and the final loss."""
-
-    def median(values) -> str:
-        found = np.median([np.inf if x is None else x for x in values])
-        return f"{found:.0f}" if np.isfinite(found) else "never"
-
-    lines = [f"\n{title}: rounds to the final loss of baselines, medians", f"{'':<22}"]
-    lines[1] += "".join(f"{target:>16}" for target in counts) + f"{'final loss':>12}"
+    lines = [f"\n{title}: rounds to the final loss of baselines, medians", f"{'':<34}"]
+    lines[1] += "".join(f"{target:>22}" for target in counts) + f"{'final loss':>12}"
     for name, (losses, facts) in results.items():
-        cells = "".join(f"{median(counts[target][name]):>16}" for target in counts)
+        cells = "".join(f"{shown(middle(counts[target][name]), '.0f', 'never'):>22}" for target in counts)
         chosen = ", ".join(f"{x:g}" for x in facts.get("configuration", ()))
-        final = np.median([np.inf if x is None else x for x in summary(losses)["final"]])
-        lines.append(f"{name:<22}{cells}{final:>12.4f}  {chosen}")
+        lines.append(f"{name:<34}{cells}{shown(middle(summary(losses)['final'])):>12}  {chosen}")
     return "\n".join(lines)
 
 

@@ -74,7 +74,7 @@ def _wrapped(title: str) -> str:
 
 
 def _smoothed(losses: np.ndarray) -> np.ndarray:
-    """The mean over the last twentieth of the steps, at most 20; NaN from the first loss that is not finite."""
+    """A running mean over a twentieth of all steps, at most 20; NaN from the first loss that is not finite."""
     window = min(20, 1 + losses.shape[1] // 20)
     total = np.cumsum(np.where(np.isfinite(losses), losses, np.nan), axis=1)
     before = np.concatenate([np.zeros_like(total[:, :1]), total], axis=1)[:, :-1]
