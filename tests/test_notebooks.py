@@ -21,8 +21,11 @@ def _code_cells(name: str) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
+LONG = ("feature", "meta_training")  # CI runs them on their own
+
+
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in LONG else x for x in SMALL])
 def test_notebook_runs(name, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))

@@ -101,9 +101,7 @@ def rounds(folder: Path = FOLDER) -> str:
 
 def rounds_of_one(of: dict[str, Any]) -> Iterator[str]:
     """Medians (lowest to highest) of the rounds to final losses of baselines, and of the final loss."""
-    targets = [
-        name for name in ("local SGD", "SlowMo", "outer Nesterov, decay", "outer Muon") if name in of["rounds_to"]
-    ]
+    targets = [name for name in ("local SGD", "SlowMo", "outer Nesterov", "outer Muon") if name in of["rounds_to"]]
     losses = [f"to the loss of {name} ({middle(of['optimizers'][name]['final']):.4f})" for name in targets]
     yield f"| | {' | '.join(losses)} | loss after {of['steps']:,} rounds |"
     yield f"| --- |{' --- |' * (len(targets) + 1)}"

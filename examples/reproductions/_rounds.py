@@ -18,7 +18,7 @@ from lo_components.unroll import GradientStep, LocalRound
 WORKERS, LOCAL_STEPS, LOCAL_BATCH, LOCAL_RATE = 8, 4, 128, 0.5
 MUON_RATE, MUON_LOCAL_RATE = 0.01, 0.3  # with which `outer_residual_muon` was meta-trained
 WIDTH, PIXELS = 32, 64  # of the network on which aggregators are meta-trained
-LOCAL_RATES = (1.0, 0.5, 0.3, 0.1)
+LOCAL_RATES, FEWER_LOCAL_RATES, SMALL_LOCAL_RATES = (1.0, 0.5, 0.3, 0.1), (0.5, 0.3, 0.1), (0.5, 0.3, 0.1, 0.03, 0.01)
 RATES = tuple(m * 10.0**e for e in (-1, -2, -3, -4, -5) for m in (5, 1)) + (1.0,)
 MOMENTA = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 # By name: a fine grid, the paper's if it has one; a coarse grid; and a function from the number of rounds and a
@@ -27,17 +27,17 @@ AGGREGATORS = {
     "local SGD": ((LOCAL_RATES,), (LOCAL_RATES,), lambda rounds: Mean()),
     "SlowMo": (
         (LOCAL_RATES, MOMENTA, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
-        (LOCAL_RATES, (0.65, 0.8, 0.9), (0.75, 1.0, 1.25)),
+        (FEWER_LOCAL_RATES, (0.5, 0.65, 0.8, 0.9, 0.95), (0.5, 0.75, 1.0, 1.25, 1.5)),
         lambda rounds, beta, alpha: SlowMo(beta, alpha),
     ),
     "outer Nesterov": (
         (LOCAL_RATES, (0.3, 0.5, 0.7, 1.0), (0.5, 0.7, 0.8, 0.9, 0.95)),
-        (LOCAL_RATES, (0.7, 1.0), (0.8, 0.9)),
+        (FEWER_LOCAL_RATES, (0.5, 0.7, 1.0, 1.3), (0.7, 0.8, 0.9, 0.95)),
         lambda rounds, rate, momentum: OuterOptimizer(nesterov(rate, momentum)),
     ),
     "outer Nesterov, decay": (
         (LOCAL_RATES, (0.3, 0.5, 0.7, 1.0), (0.5, 0.7, 0.8, 0.9, 0.95)),
-        (LOCAL_RATES, (0.7, 1.0), (0.8, 0.9)),
+        (FEWER_LOCAL_RATES, (0.7, 1.0), (0.8, 0.9)),
         lambda rounds, rate, momentum: OuterOptimizer(
             Scheduled(nesterov(rate, momentum), OptaxSchedule(optax.linear_schedule, 1.0, 0.0, rounds))
         ),
@@ -48,8 +48,8 @@ AGGREGATORS = {
         lambda rounds, rate: OuterOptimizer(loc.OptaxOptimizer(optax.adam, rate)),
     ),
     "outer Muon": (
-        (LOCAL_RATES, (0.0025, 0.005, 0.01, 0.02, 0.04)),
-        (LOCAL_RATES, (0.005, 0.01, 0.02)),
+        (SMALL_LOCAL_RATES, (0.0025, 0.005, 0.01, 0.02, 0.04)),
+        (SMALL_LOCAL_RATES, (0.005, 0.01, 0.02)),
         lambda rounds, rate: OuterOptimizer(loc.recipes.rms_muon(rate)),
     ),
 }

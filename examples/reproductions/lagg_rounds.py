@@ -32,13 +32,7 @@ LEARNED = {
     "outer_residual_muon": "outer residual_muon",
     "residual_muon": "residual_muon, not meta-trained further",
 }
-ELSEWHERE = (
-    "local SGD",
-    "SlowMo",
-    "outer Nesterov",
-    "outer Nesterov, decay",
-    "outer Muon",
-)  # baselines that are tuned on every panel
+ELSEWHERE = ("local SGD", "SlowMo", "outer Nesterov", "outer Muon")  # baselines that are tuned on every panel
 SAME = "H = 4"
 # How a panel differs from meta-training.
 PANELS = {
@@ -108,9 +102,9 @@ def rounds_to(results) -> dict[str, dict[str, list]]:
 def table(title: str, results, counts) -> str:
     """Median rounds to the final losses of baselines, and the final loss."""
     lines = [f"\n{title}: rounds to the final loss of baselines, medians", f"{'':<34}"]
-    lines[1] += "".join(f"{target:>22}" for target in counts) + f"{'final loss':>12}"
+    lines[1] += "".join(f"{target:>24}" for target in counts) + f"{'final loss':>12}"
     for name, (losses, facts) in results.items():
-        cells = "".join(f"{shown(middle(counts[target][name]), '.0f', 'never'):>22}" for target in counts)
+        cells = "".join(f"{shown(middle(counts[target][name]), '.0f', 'never'):>24}" for target in counts)
         chosen = ", ".join(f"{x:g}" for x in facts.get("configuration", ()))
         lines.append(f"{name:<34}{cells}{shown(middle(summary(losses)['final'])):>12}  {chosen}")
     return "\n".join(lines)
