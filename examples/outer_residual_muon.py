@@ -9,21 +9,16 @@ It starts from the pretrained `residual_muon`. Writes `outer_residual_muon.safet
 run it again to continue.
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import numpy as np
 import optax
-from residual_muon import BASE, INPUTS, images, kept_part, mlp
+from residual_muon import BASE, INPUTS, images, kept_part, meta_train, mlp, run
 
 import lo_components as loc
 from lo_components.aggregators import OuterOptimizer, SlowMo
-from lo_components.estimators import ESSingle, Mixture
 from lo_components.schedules import WarmUpAndDecay
-from lo_components.unroll import LocalRound, LogLoss, LogUniformHorizon, TruncatedUnroll
+from lo_components.unroll import LocalRound
 
 RATE, LOCAL_RATE = 1e-2, 0.3
 WORKERS, LOCAL_STEPS, BATCH_SIZE = 8, 4, 128
@@ -35,28 +30,10 @@ def main(args) -> None:
         "CIFAR-10, gray, 8x8, MLP 64": mlp(images("cifar10", args.data), 64, 1, BATCH_SIZE),
     }
     rounds = LocalRound(WORKERS, LOCAL_STEPS, optax.sgd(LOCAL_RATE))
-
-    def estimator(task):
-        horizon = LogUniformHorizon(args.shortest, args.horizon)
-        unroll = TruncatedUnroll(task, horizon, args.window, meta_loss=LogLoss(args.final), inner_step=rounds)
-        return ESSingle(unroll, num_pairs=args.pairs, std=args.std)
-
-    settings = {
-        name: value for name, value in vars(args).items() if name not in ("data", "out", "kept", "seeds", "smoke")
-    }
     folder = args.out / "outer_residual_muon"
     schedule = WarmUpAndDecay(RATE, reference_steps=args.horizon)
     start = OuterOptimizer(eqx.tree_at(lambda x: x.schedule, loc.pretrained("residual_muon"), schedule))
-    learner = loc.meta.meta_train(
-        start,
-        Mixture([estimator(task) for task in tasks.values()], names=list(tasks)),
-        num_steps=args.meta_steps,
-        optimizer=loc.meta.meta_optimizer(args.meta_steps, peak=args.rate, end=0.0),
-        checkpoints=loc.meta.Checkpoints(folder, settings),
-        log_every=25,
-        progress="outer_residual_muon",
-        key=jax.random.key(args.seed),
-    )
+    learner = meta_train(start, tasks, folder, args, inner_step=rounds, key=jax.random.key(args.seed))
     # As for residual_muon, half of what was learned is kept. Here, all of it is about as good.
     everything, learner = learner, kept_part(start, learner, args.kept)
     card = loc.Card(
@@ -100,27 +77,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with `fashion_mnist` and `cifar10`")
-    parser.add_argument("--out", type=Path, default=Path("pretraining"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--meta-steps", type=int, default=800)
-    parser.add_argument("--pairs", type=int, default=3, help="antithetic pairs for each task")
-    parser.add_argument("--shortest", type=int, default=100, help="the shortest horizon, in rounds")
-    parser.add_argument("--horizon", type=int, default=1000, help="the longest horizon, in rounds")
-    parser.add_argument("--window", type=int, default=50)
-    parser.add_argument("--std", type=float, default=0.07, help="standard deviation of the noise")
-    parser.add_argument("--rate", type=float, default=2e-2, help="peak meta-learning rate")
-    parser.add_argument("--final", type=float, default=0.7, help="weight of the final loss in the meta-loss")
-    parser.add_argument("--kept", type=float, default=0.5, help="fraction of the learned change that is kept")
-    parser.add_argument("--seeds", type=int, default=3, help="runs for the figure")
-    parser.add_argument("--smoke", action="store_true", help="run a tiny version")
-    args = parser.parse_args()
-    if args.smoke:
-        vars(args).update(meta_steps=2, pairs=1, shortest=4, horizon=4, window=2, seeds=1)
-    try:
-        main(args)
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run the same command again to continue from the last checkpoint")
+    run(main, __doc__, meta_steps=800, pairs=3, shortest=100)

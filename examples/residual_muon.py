@@ -11,6 +11,7 @@ continue.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
@@ -20,7 +21,7 @@ import numpy as np
 import lo_components as loc
 from lo_components.estimators import ESSingle, Mixture
 from lo_components.parametrization import MuP
-from lo_components.unroll import LogLoss, LogUniformHorizon, TruncatedUnroll
+from lo_components.unroll import GradientStep, LogLoss, LogUniformHorizon, TruncatedUnroll
 
 BASE = dict(parametrization=MuP(bias_std=0.0), base_width=32)
 INPUTS = 64  # 8x8 pixels, the base of muP
@@ -84,30 +85,35 @@ def losses(learner, task, steps: int, seeds: int) -> np.ndarray:
     return np.asarray(found.losses)
 
 
-def main(args) -> None:
-    found = tasks(args.data)
+def meta_train(start, tasks: dict, folder: Path, args, *, key, inner_step=GradientStep()):
+    """The learner after meta-training on the tasks; the log and the checkpoints are in the folder."""
 
     def estimator(task):
         horizon = LogUniformHorizon(args.shortest, args.horizon)
-        unroll = TruncatedUnroll(task, horizon, args.window, meta_loss=LogLoss(args.final))
+        unroll = TruncatedUnroll(task, horizon, args.window, meta_loss=LogLoss(args.final), inner_step=inner_step)
         return ESSingle(unroll, num_pairs=args.pairs, std=args.std)
 
     settings = {
         name: value for name, value in vars(args).items() if name not in ("data", "out", "kept", "seeds", "smoke")
     }
-    init_key, key = jax.random.split(jax.random.key(args.seed))
-    folder = args.out / "residual_muon"
-    start = loc.recipes.residual_muon(RATE, reference_steps=args.horizon, key=init_key)
-    learner = loc.meta.meta_train(
+    return loc.meta.meta_train(
         start,
-        Mixture([estimator(task) for task in found.values()], names=list(found)),
+        Mixture([estimator(task) for task in tasks.values()], names=list(tasks)),
         num_steps=args.meta_steps,
         optimizer=loc.meta.meta_optimizer(args.meta_steps, peak=args.rate, end=0.0),
         checkpoints=loc.meta.Checkpoints(folder, settings),
         log_every=25,
-        progress="residual_muon",
+        progress=folder.name,
         key=key,
     )
+
+
+def main(args) -> None:
+    found = tasks(args.data)
+    init_key, key = jax.random.split(jax.random.key(args.seed))
+    folder = args.out / "residual_muon"
+    start = loc.recipes.residual_muon(RATE, reference_steps=args.horizon, key=init_key)
+    learner = meta_train(start, found, folder, args, key=key)
     # All of what was learned suits the tasks of meta-training best, and a part of it larger ones.
     learner = kept_part(start, learner, args.kept)
     card = loc.Card(
@@ -136,14 +142,15 @@ def main(args) -> None:
     loc.plots.training_curves(panels, args.out / "residual_muon.svg", title="On the tasks of meta-training")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(main: Callable, doc: str | None, *, meta_steps: int, pairs: int, shortest: int) -> None:
+    """Call `main` with the options of the command line; the numbers are defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with `fashion_mnist` and `cifar10`")
     parser.add_argument("--out", type=Path, default=Path("pretraining"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--meta-steps", type=int, default=1200)
-    parser.add_argument("--pairs", type=int, default=8, help="antithetic pairs for each task")
-    parser.add_argument("--shortest", type=int, default=200, help="the shortest horizon")
+    parser.add_argument("--meta-steps", type=int, default=meta_steps)
+    parser.add_argument("--pairs", type=int, default=pairs, help="antithetic pairs for each task")
+    parser.add_argument("--shortest", type=int, default=shortest, help="the shortest horizon")
     parser.add_argument("--horizon", type=int, default=1000, help="the longest horizon")
     parser.add_argument("--window", type=int, default=50)
     parser.add_argument("--std", type=float, default=0.07, help="standard deviation of the noise")
@@ -161,3 +168,7 @@ if __name__ == "__main__":
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; run the same command again to continue from the last checkpoint")
+
+
+if __name__ == "__main__":
+    run(main, __doc__, meta_steps=1200, pairs=8, shortest=200)
