@@ -32,6 +32,20 @@ def test_long_titles_are_wrapped_and_a_single_seed_has_no_band(tmp_path, monkeyp
     assert len(bands) == 1
 
 
+def test_losses_are_smoothed_over_a_twentieth_of_the_steps():
+    for steps, window in ((10, 1), (60, 4), (1000, 20)):
+        losses = np.arange(steps, dtype=float)[None]
+        assert plots._smoothed(losses)[0, -1] == pytest.approx(losses[0, -window:].mean())
+
+
+def test_the_axis_of_a_transfer_ends_at_ten_times_the_lowest_median(tmp_path, monkeypatch):
+    figure, limits = pytest.importorskip("matplotlib.figure").Figure, []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: limits.extend(x.get_ylim() for x in self.axes))
+    panels = {"SP": {8: np.array([[2.0], [1e6]])}, "muP": {8: np.array([[0.5], [np.nan]])}}
+    plots.transfer(panels, np.array([0.1, 1.0]), tmp_path / "figure.svg")
+    np.testing.assert_allclose(limits, [(0.4, 5.0)] * 2)
+
+
 def test_more_names_than_colours_are_told_apart_by_dashes(tmp_path, monkeypatch):
     axes, looks = pytest.importorskip("matplotlib.axes").Axes, []
     plot = axes.plot

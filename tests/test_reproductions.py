@@ -197,6 +197,13 @@ def test_steps_of_a_baseline_see_the_samples_of_a_round():
     assert eqx.tree_equal(aggregator.optimizer, loc.recipes.rms_muon(0.01)) and round_.local_steps == 3
 
 
+def test_outer_residual_muon_is_compared_with_where_its_meta_training_starts():
+    (learned, rounds), (start, same) = (_rounds.learned(name, 2, 3, None) for name in _rounds.MUON)
+    assert learned.optimizer.schedule == start.optimizer.schedule and eqx.tree_equal(rounds, same)
+    assert loc.pretrained.card("outer_residual_muon").learning_rate == start.optimizer.schedule.peak
+    assert _rounds.learned("lopt_a", 2, 3, None)[1] != rounds
+
+
 def panel(**finals):
     """Results of one panel, in which every optimizer started at 2 and reached 0.5."""
     of = {
