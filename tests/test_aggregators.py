@@ -19,6 +19,7 @@ from lo_components.aggregators import (
     Mean,
     OuterOptimizer,
     Scaled,
+    Scheduled,
     Screened,
     SlowMo,
 )
@@ -27,6 +28,7 @@ from lo_components.features import AbstractFeature, Channels, Gradient, PooledWo
 from lo_components.optimizers import AbstractOptimizer, LearnedOptimizer, OptaxOptimizer, StepContext
 from lo_components.parametrization import SCALE_FREE, SP, AbstractParametrization, MuP, WidthSpec, every_leaf
 from lo_components.pipeline import Pipeline
+from lo_components.schedules import OptaxSchedule, WarmUpAndDecay
 from lo_components.steps import Direction
 from lo_components.tasks import AbstractTask, Quadratic
 from lo_components.unroll import ConstantHorizon, GradientStep, LocalRound, TruncatedUnroll
@@ -519,3 +521,26 @@ def test_rounds_without_workers_or_steps_are_refused():
         LocalRound(1, 0)
     with pytest.raises(TypeError):
         LocalRound(1, 1.5)
+
+
+def test_a_schedule_multiplies_each_round_but_those_without_workers():
+    """Factors 1, 3/4, 1/2 and 1/4: the round without workers adds nothing, and does not count."""
+    params, deltas = {"w": jnp.zeros(2)}, {"w": jnp.ones((WORKERS, 2))}
+    aggregator = Scheduled(Mean(), OptaxSchedule(optax.linear_schedule, 1.0, 0.0, 4))
+    state, found = aggregator.init(params), []
+    for present in (True, False, True, True, True):
+        update, state = aggregator.aggregate(deltas, state, params, present=jnp.full(WORKERS, present))
+        found.append(float(update["w"][0]))
+        assert float(state.used) == present
+    assert found == [1.0, 0.0, 0.75, 0.5, 0.25]
+
+
+def test_a_scheduled_aggregator_gets_the_length_of_training():
+    aggregator = Scheduled(Mean(), WarmUpAndDecay(0.5, warm_up=0.0))
+    update, _ = aggregator.aggregate(
+        {"w": jnp.ones((WORKERS, 2))},
+        aggregator.init({"w": jnp.zeros(2)}),
+        {"w": jnp.zeros(2)},
+        context=StepContext(num_steps=10),
+    )
+    assert_close(update["w"], jnp.full(2, 0.5))

@@ -19,7 +19,7 @@ import safetensors.numpy
 from helpers import SGD, Watch, run_python
 from meta_helpers import Drift, assert_identical, quadratic_unroll
 
-from lo_components import aggregators, features, meta, nn, optimizers, parametrization, recipes, weights
+from lo_components import aggregators, features, meta, nn, optimizers, parametrization, recipes, schedules, weights
 from lo_components._description import RESERVED, describe
 from lo_components.estimators import PES
 from lo_components.meta import init_meta_state, meta_optimizer
@@ -401,6 +401,9 @@ LEARNERS = {
     "SlowMo": lambda: aggregators.SlowMo(0.5, jnp.asarray(0.9)),
     "OuterOptimizer": lambda: aggregators.OuterOptimizer(recipes.lolv2(**SMALL_SIZE, key=KEY)),
     "aggregators.Scaled": lambda: aggregators.Scaled(recipes.lopt(**SMALL_SIZE, key=KEY), SCALES),
+    "aggregators.Scheduled": lambda: aggregators.Scheduled(
+        aggregators.Mean(), schedules.OptaxSchedule(optax.linear_schedule, 1.0, 0.0, 4)
+    ),
     "Screened": lambda: aggregators.Screened(aggregators.Scaled(aggregators.Mean(), SCALES), 5),
     "a user's class": lambda: Anything(jnp.asarray(0.5, jnp.float32), (Sign(), Checked(3))),
 }

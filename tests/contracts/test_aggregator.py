@@ -9,7 +9,8 @@ import pytest
 from helpers import assert_close, normal_tree
 
 from lo_components import aggregators, recipes
-from lo_components.aggregators import LearnedAggregator, Mean, OuterOptimizer, Scaled, Screened, SlowMo
+from lo_components.aggregators import LearnedAggregator, Mean, OuterOptimizer, Scaled, Scheduled, Screened, SlowMo
+from lo_components.schedules import OptaxSchedule
 
 WORKERS = 3
 SHAPES = {"w": (2, 3), "b": (), "empty": (0, 2)}
@@ -21,6 +22,7 @@ TABLE = {
     "LAgg": recipes.lagg(WORKERS, hidden_size=2, step_mult=0.1, key=jax.random.key(0)),
     "Scaled": Scaled(SlowMo(0.5), {"w": 2.0, "b": 0.5, "empty": 1.0}),
     "Screened": Screened(Mean(), max_ratio=100.0),
+    "Scheduled": Scheduled(SlowMo(0.5), OptaxSchedule(optax.linear_schedule, 1.0, 0.5, 10)),
 }
 every_aggregator = pytest.mark.parametrize("aggregator", TABLE.values(), ids=TABLE)
 

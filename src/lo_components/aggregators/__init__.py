@@ -8,6 +8,8 @@ from ._cost import round_cost as round_cost
 from ._learned import LearnedAggregator as LearnedAggregator
 from ._mean import Mean as Mean
 from ._outer import OuterOptimizer as OuterOptimizer
+from ._scheduled import Scheduled as Scheduled
+from ._scheduled import ScheduledState as ScheduledState
 from ._slowmo import SlowMo as SlowMo
 from ._wrappers import Scaled as Scaled
 from ._wrappers import Screened as Screened
