@@ -79,13 +79,11 @@ class Scheduled(AbstractAggregator[ScheduledState]):
         context: StepContext = StepContext(),
     ) -> tuple[Params, AggregatorState]:
         _tree.check_state(state, self.init, params)
-        step, schedule, inner = state.inner
-        factor, next_schedule = self.schedule(schedule, Progress(step, context.loss_array(), context.num_steps_array()))
-        inner = AggregatorState(inner, state.used)
+        before = state.inner
+        progress = Progress(before.step, context.loss_array(), context.num_steps_array())
+        factor, schedule = self.schedule(before.schedule, progress)
+        inner = AggregatorState(before.aggregator, state.used)
         update, inner = self.aggregator.aggregate(deltas, inner, params, present=present, context=context)
         update = jax.tree.map(lambda u: _tree.scaled(factor, u), update)
-        # Without workers nothing changes.
-        step, schedule = jax.tree.map(
-            lambda new, old: jnp.where(inner.used > 0, new, old), (step + 1, next_schedule), (step, schedule)
-        )
-        return update, AggregatorState(ScheduledState(step, schedule, inner.inner), inner.used)
+        after = ScheduledState(before.step + 1, schedule, inner.inner)
+        return update, AggregatorState(_tree.where(inner.used > 0, after, before), inner.used)

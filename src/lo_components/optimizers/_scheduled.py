@@ -3,8 +3,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
+from .. import _tree
 from .._types import Params, typechecked
 from ..parametrization import UpdateRule
 from ..schedules import AbstractSchedule, Progress
@@ -53,10 +54,5 @@ class Scheduled(AbstractOptimizer[ScheduledState]):
         progress = Progress(state.step, context.loss_array(), context.num_steps_array())
         factor, schedule = self.schedule(state.schedule, progress)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, params, context=context)
-        updates = jax.tree.map(lambda u: _multiplied(u, factor), updates)
+        updates = jax.tree.map(lambda u: _tree.scaled(factor, u), updates)
         return updates, ScheduledState(state.step + 1, schedule, optimizer)
-
-
-def _multiplied(update: Array, factor: Float[Array, ""]) -> Array:
-    update = jnp.asarray(update)
-    return (update.astype(jnp.float32) * factor).astype(update.dtype)
