@@ -11,7 +11,7 @@ import pytest
 from helpers import SGD, assert_close, normal_tree
 from meta_helpers import START, Counting, HashableList, Noisy
 
-from lo_components import aggregators, heads, recipes, sharding
+from lo_components import aggregators, heads, optimizers, recipes, sharding
 from lo_components.accumulators import TensorView
 from lo_components.aggregators import (
     AbstractMaskedAggregator,
@@ -542,5 +542,25 @@ def test_a_scheduled_aggregator_gets_the_length_of_training():
         aggregator.init({"w": jnp.zeros(2)}),
         {"w": jnp.zeros(2)},
         context=StepContext(num_steps=10),
+    )
+    assert_close(update["w"], jnp.full(2, 0.5))
+
+
+NEEDS_LENGTH = OuterOptimizer(optimizers.Scheduled(optax.sgd(1.0), WarmUpAndDecay(0.5, warm_up=0.0)))
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        Scaled(NEEDS_LENGTH, {"w": 1.0}),
+        Screened(NEEDS_LENGTH),
+        Scheduled(NEEDS_LENGTH, OptaxSchedule(optax.constant_schedule, 1.0)),
+    ],
+    ids=lambda wrapper: type(wrapper).__name__,
+)
+def test_wrappers_tell_the_aggregator_the_length_of_training(wrapper):
+    params = {"w": jnp.zeros(2)}
+    update, _ = wrapper.aggregate(
+        {"w": jnp.ones((WORKERS, 2))}, wrapper.init(params), params, context=StepContext(num_steps=10)
     )
     assert_close(update["w"], jnp.full(2, 0.5))
