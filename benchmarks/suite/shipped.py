@@ -26,6 +26,12 @@ def _at(learner, rate):
     return eqx.tree_at(lambda x: x.schedule, learner, WarmUpAndDecay(rate))
 
 
+def _slower(factor: float):
+    """`residual_muon` at a fraction of its default learning rate."""
+    learner = loc.pretrained("residual_muon")
+    return eqx.tree_at(lambda x: x.schedule.peak, learner, factor * learner.schedule.peak)
+
+
 def _as_it_is(name: str) -> Optimizer:
     """A pretrained optimizer, on models under the parametrization of its card; its learning rate is not tuned."""
     card = loc.pretrained.card(name)
@@ -41,6 +47,7 @@ residual_muon_tuned = Optimizer(
     residual_muon.growth,
 )
 residual_muon_sp = Optimizer("residual_muon_sp", residual_muon.make)  # in networks that know nothing of muP
+residual_muon_sp_quarter = Optimizer("residual_muon_sp_quarter", lambda rate, horizon: _slower(0.25))
 rms_muon = Optimizer("rms_muon", lambda rate, horizon: loc.recipes.rms_muon(rate), _RATES, residual_muon.growth)
 mulo, mulo_s, mulo_m, lo_s, lo_m = map(_as_it_is, ("mulo", "mulo_s", "mulo_m", "lo_s", "lo_m"))
 
